@@ -1,0 +1,1 @@
+//! The control domain of Domus.

@@ -1,0 +1,248 @@
+//! What can be asked over the privcmd socket, and what comes back.
+//!
+//! Each variant of [`Request`] is the typed form of one Xen operation that
+//! only domid 0 may do; its doc names it. Every failure is an [`Errno`], the
+//! one that Xen's operation gives for the same cause, with a sentence that
+//! says what was wrong ([`Failure`]).
+//!
+//! Law: all that a connection acquires (ports, event fds, mapped grants) is
+//! returned when the connection ends, however it ends. Domains are not owned
+//! by a connection.
+//!
+//! [`Errno`]: guest_abi::errno::Errno
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// The protocol's number. A hypervisor refuses a client of another number, so
+/// that a half-upgraded installation says so instead of misreading messages.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The largest encoded message, in bytes, either way.
+pub const MAX_MESSAGE: usize = 1 << 20;
+
+/// What a Dom0 process asks of the hypervisor.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Request {
+    /// Must be the first message: the client's [`PROTOCOL_VERSION`].
+    Hello { version: u32 },
+
+    // sysctl
+    /// `XEN_SYSCTL_physinfo` and `xen_version`. Reply: [`Reply::HostInfo`].
+    HostInfo,
+    /// `XEN_SYSCTL_readconsole`: the console ring from byte `from` on (bytes
+    /// are numbered since the start). Reply: [`Reply::Console`].
+    ReadConsole { from: u64, clear: bool },
+
+    // domctl
+    /// `XEN_DOMCTL_createdomain`, with `max_vcpus` and `max_mem`. The domain
+    /// starts paused, without memory. Reply: [`Reply::Domain`].
+    CreateDomain(CreateDomain),
+    /// `XEN_DOMCTL_destroydomain`. Returns when all its resources are free.
+    DestroyDomain { dom: u16 },
+    /// `XEN_DOMCTL_pausedomain` (counted, as in Xen).
+    PauseDomain { dom: u16 },
+    /// `XEN_DOMCTL_unpausedomain`.
+    UnpauseDomain { dom: u16 },
+    /// `SCHEDOP_remote_shutdown`; `reason` is a `SHUTDOWN_*`.
+    ShutdownDomain { dom: u16, reason: u32 },
+    /// `XEN_DOMCTL_getdomaininfo`. Reply: [`Reply::DomainInfo`].
+    GetDomainInfo { dom: u16 },
+    /// `XEN_SYSCTL_getdomaininfolist`. Reply: [`Reply::DomainList`], by domid,
+    /// at most `max` from `first` on.
+    ListDomains { first: u16, max: u32 },
+    /// `XEN_DOMCTL_max_mem`, in pages.
+    SetMaxMem { dom: u16, pages: u64 },
+    /// `XEN_DOMCTL_getvcpuinfo`. Reply: [`Reply::VcpuInfo`].
+    GetVcpuInfo { dom: u16, vcpu: u32 },
+    /// `XEN_DOMCTL_setvcpuaffinity`: host CPUs by number, empty = any.
+    SetVcpuAffinity { dom: u16, vcpu: u32, cpus: Vec<u32> },
+    /// `XEN_DOMCTL_setvcpucontext`: the bytes of a `vcpu_guest_context`.
+    SetVcpuContext { dom: u16, vcpu: u32, context: Vec<u8> },
+    /// `XEN_DOMCTL_getvcpucontext`. Reply: [`Reply::VcpuContext`].
+    GetVcpuContext { dom: u16, vcpu: u32 },
+
+    // memory
+    /// `XENMEM_populate_physmap` on a foreign domain, for the range of
+    /// pseudo-physical frames `first_pfn..first_pfn + count`: allocates the
+    /// frames and sets their machine-to-phys entries. Reply:
+    /// [`Reply::Frames`].
+    PopulatePhysmap { dom: u16, first_pfn: u64, count: u64 },
+    /// A file descriptor of the domain's memory (`xc_map_foreign_range`).
+    /// Reply: [`Reply::Memory`] with one fd. Byte 0 of the file is the first
+    /// byte of frame `base_mfn`.
+    MapMemory { dom: u16 },
+    /// `MMUEXT_PIN_L1_TABLE..PIN_L4_TABLE` on a foreign domain; `level` 1..=4.
+    PinTable { dom: u16, level: u8, mfn: u64 },
+
+    // event channels of domid 0
+    /// `EVTCHNOP_alloc_unbound` on behalf of `dom`, for `remote` to bind.
+    /// Reply: [`Reply::Port`], a port of `dom`.
+    EvtchnAllocUnbound { dom: u16, remote: u16 },
+    /// `EVTCHNOP_bind_interdomain` for domid 0. Reply: [`Reply::Port`] with
+    /// one fd, an eventfd that becomes readable when the port is notified.
+    EvtchnBindInterdomain { remote_dom: u16, remote_port: u32 },
+    /// `EVTCHNOP_bind_virq` for domid 0 (`VIRQ_DOM_EXC` and the like). Reply:
+    /// as for `EvtchnBindInterdomain`.
+    EvtchnBindVirq { virq: u32 },
+    /// `EVTCHNOP_send` on a port of this connection.
+    EvtchnNotify { port: u32 },
+    /// `EVTCHNOP_close` of a port of this connection.
+    EvtchnClose { port: u32 },
+    /// `EVTCHNOP_status` of a port of any domain. Reply:
+    /// [`Reply::EvtchnStatus`].
+    EvtchnStatus { dom: u16, port: u32 },
+}
+
+/// What a new domain shall be.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CreateDomain {
+    /// The wished domid; `None` takes the next free one.
+    pub dom: Option<u16>,
+    /// `xen_domain_handle_t`.
+    pub uuid: Uuid,
+    /// 1 to 32 (the most that fit in `shared_info`).
+    pub max_vcpus: u32,
+    /// The most pages that the domain may ever have (`max_mem`).
+    pub max_pages: u64,
+}
+
+/// The answer to a [`Request`] that succeeded.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Done; nothing to tell.
+    Done,
+    /// A domid.
+    Domain(u16),
+    /// An event channel.
+    Port(u32),
+    /// Frames by extent, in the order asked: `(first mfn, count)`.
+    Frames(Vec<(u64, u64)>),
+    /// Where the domain's memory lies; one fd comes along.
+    Memory { base_mfn: u64, pages: u64 },
+    /// See [`HostInfo`].
+    HostInfo(HostInfo),
+    /// Console bytes; `start` is the number of the first one, larger than the
+    /// one asked for when the ring has wrapped.
+    Console { start: u64, bytes: Vec<u8> },
+    /// See [`DomainInfo`].
+    DomainInfo(DomainInfo),
+    /// In the order of domids.
+    DomainList(Vec<DomainInfo>),
+    /// See [`VcpuInfo`].
+    VcpuInfo(VcpuInfo),
+    /// The bytes of a `vcpu_guest_context`.
+    VcpuContext(Vec<u8>),
+    /// A port's state.
+    EvtchnStatus { state: PortState, vcpu: u32 },
+}
+
+/// The answer to a [`Request`] that failed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{why} ({})", guest_abi::errno::Errno(*errno))]
+pub struct Failure {
+    /// The Xen error number.
+    pub errno: u16,
+    /// What was wrong, and what to do about it where that is known.
+    pub why: String,
+}
+
+/// `xen_domctl_getdomaininfo`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DomainInfo {
+    /// The domid.
+    pub dom: u16,
+    /// Its handle.
+    pub uuid: Uuid,
+    /// At least one vCPU is on a host CPU.
+    pub running: bool,
+    /// All vCPUs wait for events.
+    pub blocked: bool,
+    /// Paused by the control domain.
+    pub paused: bool,
+    /// `Some(SHUTDOWN_*)` when shut down.
+    pub shutdown: Option<u32>,
+    /// Being destroyed.
+    pub dying: bool,
+    /// Pages it has now.
+    pub tot_pages: u64,
+    /// Pages it may have.
+    pub max_pages: u64,
+    /// CPU time of all vCPUs, in ns.
+    pub cpu_time_ns: u64,
+    /// vCPUs that are up.
+    pub nr_online_vcpus: u32,
+    /// The highest vCPU number that exists.
+    pub max_vcpu_id: u32,
+    /// The shared info frame.
+    pub shared_info_frame: u64,
+    /// Counts rise with each domain that ever had this domid.
+    pub generation: u64,
+}
+
+/// `xen_domctl_getvcpuinfo`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VcpuInfo {
+    /// Brought up.
+    pub online: bool,
+    /// Waits for an event.
+    pub blocked: bool,
+    /// On a host CPU now.
+    pub running: bool,
+    /// CPU time, in ns.
+    pub cpu_time_ns: u64,
+    /// The host CPU it runs or last ran on.
+    pub cpu: u32,
+    /// Host CPUs it may run on; empty = any.
+    pub affinity: Vec<u32>,
+}
+
+/// A port as `EVTCHNOP_status` tells of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PortState {
+    /// Not in use.
+    Closed,
+    /// Waits for `remote` to bind.
+    Unbound { remote: u16 },
+    /// Connected.
+    Interdomain { remote: u16, port: u32 },
+    /// A physical interrupt.
+    Pirq { pirq: u32 },
+    /// A virtual interrupt.
+    Virq { virq: u32 },
+    /// An inter-processor interrupt.
+    Ipi,
+}
+
+/// What the host offers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostInfo {
+    /// `xen_version`: 4.17 reads (4, 17).
+    pub xen_version: (u32, u32),
+    /// `XENVER_extraversion`, with its leading dot or dash.
+    pub extra_version: String,
+    /// `XENVER_capabilities`, e.g. `xen-3.0-x86_64`.
+    pub capabilities: String,
+    /// `XENVER_changeset`.
+    pub changeset: String,
+    /// `XENVER_commandline`.
+    pub command_line: String,
+    /// `XENVER_compile_info`: compiler, by, domain, date.
+    pub compile_info: [String; 4],
+    /// Start of the hypervisor's address range, as `platform_params` gives it.
+    pub virt_start: u64,
+    /// Host CPUs.
+    pub nr_cpus: u32,
+    /// CPU clock, in kHz.
+    pub cpu_khz: u32,
+    /// The host's memory, in pages.
+    pub total_pages: u64,
+    /// What of it a new domain could get, in pages.
+    pub free_pages: u64,
+    /// The CPU engine, for people: "kvm (shadow paging)" and the like.
+    pub engine: String,
+    /// The hypervisor process.
+    pub pid: u32,
+    /// Since the hypervisor started, in ns.
+    pub uptime_ns: u64,
+}

@@ -1,0 +1,7 @@
+//! The Domus hypervisor: domains, direct paging, event channels, grant tables,
+//! traps and time, over a CPU seam with KVM behind it.
+//!
+//! See `docs/architecture.md` for who owns which state and for the lock order.
+
+pub mod guest_access;
+pub mod paging;

@@ -1,0 +1,2 @@
+//! The hypervisor's process.
+fn main() {}
