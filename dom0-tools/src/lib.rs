@@ -1,1 +1,3 @@
-//! The control domain of Domus.
+//! The control domain of Domus: the programs of domid 0 and what they share.
+
+pub mod paths;

@@ -91,7 +91,11 @@ impl Errno {
     /// The error number, if `ret` is one.
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // -ret is in 1..=4095
     pub const fn from_return(ret: i64) -> Result<i64, Errno> {
-        if ret < 0 && ret > -4096 { Err(Errno(-ret as u16)) } else { Ok(ret) }
+        if ret < 0 && ret > -4096 {
+            Err(Errno(-ret as u16))
+        } else {
+            Ok(ret)
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! memory is ever formed.
 
 use guest_abi::{addr::GuestVirt, errno::Errno};
-use zerocopy::{FromBytes, FromZeros, IntoBytes};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// The calling vCPU's view of guest virtual memory.
 ///
@@ -43,7 +43,11 @@ pub trait GuestAccessExt: GuestAccess {
     ///
     /// # Errors
     /// `EFAULT`.
-    fn read_element<T: FromBytes + IntoBytes>(&self, base: GuestVirt, index: u64) -> Result<T, Errno> {
+    fn read_element<T: FromBytes + IntoBytes>(
+        &self,
+        base: GuestVirt,
+        index: u64,
+    ) -> Result<T, Errno> {
         self.read_obj(element::<T>(base, index)?)
     }
 
@@ -51,7 +55,11 @@ pub trait GuestAccessExt: GuestAccess {
     ///
     /// # Errors
     /// `EFAULT`.
-    fn write_obj<T: IntoBytes + zerocopy::Immutable>(&self, to: GuestVirt, value: &T) -> Result<(), Errno> {
+    fn write_obj<T: IntoBytes + zerocopy::Immutable>(
+        &self,
+        to: GuestVirt,
+        value: &T,
+    ) -> Result<(), Errno> {
         self.write_bytes(to, value.as_bytes())
     }
 
@@ -72,5 +80,8 @@ pub trait GuestAccessExt: GuestAccess {
 impl<A: GuestAccess + ?Sized> GuestAccessExt for A {}
 
 fn element<T>(base: GuestVirt, index: u64) -> Result<GuestVirt, Errno> {
-    index.checked_mul(size_of::<T>() as u64).and_then(|offset| base.checked_add(offset)).ok_or(Errno::EFAULT)
+    index
+        .checked_mul(size_of::<T>() as u64)
+        .and_then(|offset| base.checked_add(offset))
+        .ok_or(Errno::EFAULT)
 }

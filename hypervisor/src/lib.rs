@@ -3,5 +3,6 @@
 //!
 //! See `docs/architecture.md` for who owns which state and for the lock order.
 
+pub mod cpu;
 pub mod guest_access;
 pub mod paging;

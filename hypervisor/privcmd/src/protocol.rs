@@ -58,7 +58,11 @@ pub enum Request {
     /// `XEN_DOMCTL_setvcpuaffinity`: host CPUs by number, empty = any.
     SetVcpuAffinity { dom: u16, vcpu: u32, cpus: Vec<u32> },
     /// `XEN_DOMCTL_setvcpucontext`: the bytes of a `vcpu_guest_context`.
-    SetVcpuContext { dom: u16, vcpu: u32, context: Vec<u8> },
+    SetVcpuContext {
+        dom: u16,
+        vcpu: u32,
+        context: Vec<u8>,
+    },
     /// `XEN_DOMCTL_getvcpucontext`. Reply: [`Reply::VcpuContext`].
     GetVcpuContext { dom: u16, vcpu: u32 },
 
@@ -67,7 +71,11 @@ pub enum Request {
     /// pseudo-physical frames `first_pfn..first_pfn + count`: allocates the
     /// frames and sets their machine-to-phys entries. Reply:
     /// [`Reply::Frames`].
-    PopulatePhysmap { dom: u16, first_pfn: u64, count: u64 },
+    PopulatePhysmap {
+        dom: u16,
+        first_pfn: u64,
+        count: u64,
+    },
     /// A file descriptor of the domain's memory (`xc_map_foreign_range`).
     /// Reply: [`Reply::Memory`] with one fd. Byte 0 of the file is the first
     /// byte of frame `base_mfn`.

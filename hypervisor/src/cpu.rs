@@ -1,0 +1,68 @@
+//! The CPU contract: all that an engine has to do for a PV vCPU.
+//!
+//! In PV all guest code, kernel and user, runs in ring 3. So the contract is:
+//! run this ring-3 [`Context`] under its page-table root until it traps, and
+//! say which [`Trap`]. What the trap means is decided above the seam.
+
+use guest_abi::addr::{GuestVirt, Mfn};
+
+/// Indices into [`Context::gpr`], in the order of the instruction encoding.
+pub mod reg {
+    #![allow(missing_docs)]
+    pub const RAX: usize = 0;
+    pub const RCX: usize = 1;
+    pub const RDX: usize = 2;
+    pub const RBX: usize = 3;
+    pub const RSP: usize = 4;
+    pub const RBP: usize = 5;
+    pub const RSI: usize = 6;
+    pub const RDI: usize = 7;
+    pub const R8: usize = 8;
+    pub const R9: usize = 9;
+    pub const R10: usize = 10;
+    pub const R11: usize = 11;
+    pub const R12: usize = 12;
+    pub const R13: usize = 13;
+    pub const R14: usize = 14;
+    pub const R15: usize = 15;
+}
+
+/// The integer state of a vCPU's ring-3 context. FPU, SSE and AVX state stays
+/// in the engine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Context {
+    /// General-purpose registers, indexed by [`reg`].
+    pub gpr: [u64; 16],
+    /// Instruction pointer.
+    pub rip: u64,
+    /// Flags. IF reads as 1 and IOPL as 0 in ring 3; the vCPU keeps its virtual ones.
+    pub rflags: u64,
+    /// Base of FS.
+    pub fs_base: u64,
+    /// Base of GS, of the current mode.
+    pub gs_base: u64,
+}
+
+/// Why the guest stopped running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trap {
+    /// `syscall`: `rip` and `rflags` are already those after the instruction
+    /// (from rcx and r11). From kernel mode this is a hypercall.
+    Syscall,
+    /// A processor exception at `rip` (a fault: the instruction has not run;
+    /// for vectors 1 trap-like, 3 and 4 it has).
+    Exception {
+        /// 0..=31.
+        vector: u8,
+        /// The error code; 0 for vectors without one.
+        error: u32,
+        /// The faulting address; meaningful for vector 14 only.
+        cr2: GuestVirt,
+    },
+    /// Another thread wants this vCPU's attention; nothing happened in the guest.
+    Kick,
+}
+
+/// The page-table root under which a context runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Root(pub Mfn);
