@@ -9,8 +9,11 @@
 //! returned when the connection ends, however it ends. Domains are not owned
 //! by a connection.
 //!
-//! [`Errno`]: guest_abi::errno::Errno
+//! Law: [`Request::Hello`] stays the first variant with its one `u32`, and
+//! `Result<Reply, Failure>` keeps its shape, so that two versions that don't
+//! understand each other can still say so.
 
+use guest_abi::errno::Errno;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -25,46 +28,101 @@ pub const MAX_MESSAGE: usize = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Request {
     /// Must be the first message: the client's [`PROTOCOL_VERSION`].
-    Hello { version: u32 },
+    Hello {
+        /// The client's [`PROTOCOL_VERSION`].
+        version: u32,
+    },
 
     // sysctl
     /// `XEN_SYSCTL_physinfo` and `xen_version`. Reply: [`Reply::HostInfo`].
     HostInfo,
     /// `XEN_SYSCTL_readconsole`: the console ring from byte `from` on (bytes
     /// are numbered since the start). Reply: [`Reply::Console`].
-    ReadConsole { from: u64, clear: bool },
+    ReadConsole {
+        /// The number of the first byte wanted.
+        from: u64,
+        /// Empty the ring afterwards.
+        clear: bool,
+    },
 
     // domctl
     /// `XEN_DOMCTL_createdomain`, with `max_vcpus` and `max_mem`. The domain
     /// starts paused, without memory. Reply: [`Reply::Domain`].
     CreateDomain(CreateDomain),
     /// `XEN_DOMCTL_destroydomain`. Returns when all its resources are free.
-    DestroyDomain { dom: u16 },
+    DestroyDomain {
+        /// The domain.
+        dom: u16,
+    },
     /// `XEN_DOMCTL_pausedomain` (counted, as in Xen).
-    PauseDomain { dom: u16 },
+    PauseDomain {
+        /// The domain.
+        dom: u16,
+    },
     /// `XEN_DOMCTL_unpausedomain`.
-    UnpauseDomain { dom: u16 },
+    UnpauseDomain {
+        /// The domain.
+        dom: u16,
+    },
     /// `SCHEDOP_remote_shutdown`; `reason` is a `SHUTDOWN_*`.
-    ShutdownDomain { dom: u16, reason: u32 },
+    ShutdownDomain {
+        /// The domain.
+        dom: u16,
+        /// A `SHUTDOWN_*`.
+        reason: u32,
+    },
     /// `XEN_DOMCTL_getdomaininfo`. Reply: [`Reply::DomainInfo`].
-    GetDomainInfo { dom: u16 },
+    GetDomainInfo {
+        /// The domain.
+        dom: u16,
+    },
     /// `XEN_SYSCTL_getdomaininfolist`. Reply: [`Reply::DomainList`], by domid,
     /// at most `max` from `first` on.
-    ListDomains { first: u16, max: u32 },
+    ListDomains {
+        /// The lowest domid wanted.
+        first: u16,
+        /// The most entries wanted.
+        max: u32,
+    },
     /// `XEN_DOMCTL_max_mem`, in pages.
-    SetMaxMem { dom: u16, pages: u64 },
+    SetMaxMem {
+        /// The domain.
+        dom: u16,
+        /// The new limit.
+        pages: u64,
+    },
     /// `XEN_DOMCTL_getvcpuinfo`. Reply: [`Reply::VcpuInfo`].
-    GetVcpuInfo { dom: u16, vcpu: u32 },
+    GetVcpuInfo {
+        /// The domain.
+        dom: u16,
+        /// The vCPU's number.
+        vcpu: u32,
+    },
     /// `XEN_DOMCTL_setvcpuaffinity`: host CPUs by number, empty = any.
-    SetVcpuAffinity { dom: u16, vcpu: u32, cpus: Vec<u32> },
+    SetVcpuAffinity {
+        /// The domain.
+        dom: u16,
+        /// The vCPU's number.
+        vcpu: u32,
+        /// Host CPUs.
+        cpus: Vec<u32>,
+    },
     /// `XEN_DOMCTL_setvcpucontext`: the bytes of a `vcpu_guest_context`.
     SetVcpuContext {
+        /// The domain.
         dom: u16,
+        /// The vCPU's number.
         vcpu: u32,
+        /// A `vcpu_guest_context`.
         context: Vec<u8>,
     },
     /// `XEN_DOMCTL_getvcpucontext`. Reply: [`Reply::VcpuContext`].
-    GetVcpuContext { dom: u16, vcpu: u32 },
+    GetVcpuContext {
+        /// The domain.
+        dom: u16,
+        /// The vCPU's number.
+        vcpu: u32,
+    },
 
     // memory
     /// `XENMEM_populate_physmap` on a foreign domain, for the range of
@@ -72,34 +130,71 @@ pub enum Request {
     /// frames and sets their machine-to-phys entries. Reply:
     /// [`Reply::Frames`].
     PopulatePhysmap {
+        /// The domain.
         dom: u16,
+        /// The first frame of the range.
         first_pfn: u64,
+        /// Its length in frames.
         count: u64,
     },
     /// A file descriptor of the domain's memory (`xc_map_foreign_range`).
     /// Reply: [`Reply::Memory`] with one fd. Byte 0 of the file is the first
     /// byte of frame `base_mfn`.
-    MapMemory { dom: u16 },
+    MapMemory {
+        /// The domain.
+        dom: u16,
+    },
     /// `MMUEXT_PIN_L1_TABLE..PIN_L4_TABLE` on a foreign domain; `level` 1..=4.
-    PinTable { dom: u16, level: u8, mfn: u64 },
+    PinTable {
+        /// The domain.
+        dom: u16,
+        /// 1 to 4.
+        level: u8,
+        /// The table's frame.
+        mfn: u64,
+    },
 
     // event channels of domid 0
     /// `EVTCHNOP_alloc_unbound` on behalf of `dom`, for `remote` to bind.
     /// Reply: [`Reply::Port`], a port of `dom`.
-    EvtchnAllocUnbound { dom: u16, remote: u16 },
+    EvtchnAllocUnbound {
+        /// The domain that gets the port.
+        dom: u16,
+        /// The domain that may bind to it.
+        remote: u16,
+    },
     /// `EVTCHNOP_bind_interdomain` for domid 0. Reply: [`Reply::Port`] with
     /// one fd, an eventfd that becomes readable when the port is notified.
-    EvtchnBindInterdomain { remote_dom: u16, remote_port: u32 },
+    EvtchnBindInterdomain {
+        /// The domain whose unbound port is wanted.
+        remote_dom: u16,
+        /// That port.
+        remote_port: u32,
+    },
     /// `EVTCHNOP_bind_virq` for domid 0 (`VIRQ_DOM_EXC` and the like). Reply:
     /// as for `EvtchnBindInterdomain`.
-    EvtchnBindVirq { virq: u32 },
+    EvtchnBindVirq {
+        /// A `VIRQ_*`.
+        virq: u32,
+    },
     /// `EVTCHNOP_send` on a port of this connection.
-    EvtchnNotify { port: u32 },
+    EvtchnNotify {
+        /// A port of domid 0.
+        port: u32,
+    },
     /// `EVTCHNOP_close` of a port of this connection.
-    EvtchnClose { port: u32 },
+    EvtchnClose {
+        /// A port of domid 0.
+        port: u32,
+    },
     /// `EVTCHNOP_status` of a port of any domain. Reply:
     /// [`Reply::EvtchnStatus`].
-    EvtchnStatus { dom: u16, port: u32 },
+    EvtchnStatus {
+        /// The domain.
+        dom: u16,
+        /// The port.
+        port: u32,
+    },
 }
 
 /// What a new domain shall be.
@@ -127,12 +222,22 @@ pub enum Reply {
     /// Frames by extent, in the order asked: `(first mfn, count)`.
     Frames(Vec<(u64, u64)>),
     /// Where the domain's memory lies; one fd comes along.
-    Memory { base_mfn: u64, pages: u64 },
+    Memory {
+        /// The frame at the file's byte 0.
+        base_mfn: u64,
+        /// The file's length in pages.
+        pages: u64,
+    },
     /// See [`HostInfo`].
     HostInfo(HostInfo),
     /// Console bytes; `start` is the number of the first one, larger than the
     /// one asked for when the ring has wrapped.
-    Console { start: u64, bytes: Vec<u8> },
+    Console {
+        /// The number of the first byte.
+        start: u64,
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
     /// See [`DomainInfo`].
     DomainInfo(DomainInfo),
     /// In the order of domids.
@@ -142,17 +247,42 @@ pub enum Reply {
     /// The bytes of a `vcpu_guest_context`.
     VcpuContext(Vec<u8>),
     /// A port's state.
-    EvtchnStatus { state: PortState, vcpu: u32 },
+    EvtchnStatus {
+        /// What it is bound to.
+        state: PortState,
+        /// The vCPU that it notifies.
+        vcpu: u32,
+    },
 }
+
+/// What travels back for each [`Request`].
+pub type Response = Result<Reply, Failure>;
 
 /// The answer to a [`Request`] that failed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[error("{why} ({})", guest_abi::errno::Errno(*errno))]
+#[error("{why} ({})", Errno(*errno))]
 pub struct Failure {
     /// The Xen error number.
     pub errno: u16,
     /// What was wrong, and what to do about it where that is known.
     pub why: String,
+}
+
+impl Failure {
+    /// A failure with its error number and its reason.
+    #[must_use]
+    pub fn new(errno: Errno, why: impl Into<String>) -> Self {
+        Self {
+            errno: errno.0,
+            why: why.into(),
+        }
+    }
+
+    /// The error number.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        Errno(self.errno)
+    }
 }
 
 /// `xen_domctl_getdomaininfo`.
@@ -211,13 +341,27 @@ pub enum PortState {
     /// Not in use.
     Closed,
     /// Waits for `remote` to bind.
-    Unbound { remote: u16 },
+    Unbound {
+        /// The domain that may bind.
+        remote: u16,
+    },
     /// Connected.
-    Interdomain { remote: u16, port: u32 },
+    Interdomain {
+        /// The domain at the other end.
+        remote: u16,
+        /// Its port.
+        port: u32,
+    },
     /// A physical interrupt.
-    Pirq { pirq: u32 },
+    Pirq {
+        /// Its number.
+        pirq: u32,
+    },
     /// A virtual interrupt.
-    Virq { virq: u32 },
+    Virq {
+        /// A `VIRQ_*`.
+        virq: u32,
+    },
     /// An inter-processor interrupt.
     Ipi,
 }
