@@ -4,5 +4,7 @@
 //! See `docs/architecture.md` for who owns which state and for the lock order.
 
 pub mod cpu;
+pub mod engine;
 pub mod guest_access;
+pub mod memory;
 pub mod paging;
