@@ -8,3 +8,4 @@ pub mod engine;
 pub mod guest_access;
 pub mod memory;
 pub mod paging;
+pub mod privcmd;

@@ -197,6 +197,39 @@ pub enum Request {
     },
 }
 
+impl Request {
+    /// The operation's name, for traces.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Hello { .. } => "Hello",
+            Self::HostInfo => "HostInfo",
+            Self::ReadConsole { .. } => "ReadConsole",
+            Self::CreateDomain(_) => "CreateDomain",
+            Self::DestroyDomain { .. } => "DestroyDomain",
+            Self::PauseDomain { .. } => "PauseDomain",
+            Self::UnpauseDomain { .. } => "UnpauseDomain",
+            Self::ShutdownDomain { .. } => "ShutdownDomain",
+            Self::GetDomainInfo { .. } => "GetDomainInfo",
+            Self::ListDomains { .. } => "ListDomains",
+            Self::SetMaxMem { .. } => "SetMaxMem",
+            Self::GetVcpuInfo { .. } => "GetVcpuInfo",
+            Self::SetVcpuAffinity { .. } => "SetVcpuAffinity",
+            Self::SetVcpuContext { .. } => "SetVcpuContext",
+            Self::GetVcpuContext { .. } => "GetVcpuContext",
+            Self::PopulatePhysmap { .. } => "PopulatePhysmap",
+            Self::MapMemory { .. } => "MapMemory",
+            Self::PinTable { .. } => "PinTable",
+            Self::EvtchnAllocUnbound { .. } => "EvtchnAllocUnbound",
+            Self::EvtchnBindInterdomain { .. } => "EvtchnBindInterdomain",
+            Self::EvtchnBindVirq { .. } => "EvtchnBindVirq",
+            Self::EvtchnNotify { .. } => "EvtchnNotify",
+            Self::EvtchnClose { .. } => "EvtchnClose",
+            Self::EvtchnStatus { .. } => "EvtchnStatus",
+        }
+    }
+}
+
 /// What a new domain shall be.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct CreateDomain {

@@ -1,0 +1,70 @@
+//! What one connection holds of domid 0's resources.
+
+use std::collections::BTreeSet;
+
+use guest_abi::addr::Port;
+
+/// The process at the other end, as the kernel vouches for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peer {
+    /// Its process id when it connected.
+    pub pid: i32,
+    /// Its user id when it connected.
+    pub uid: u32,
+}
+
+/// The resources of one connection.
+///
+/// Law: a port of domid 0 is in at most one session, and in one as long as it
+/// is bound. Whoever binds or closes it keeps that true.
+#[derive(Debug)]
+pub struct Session {
+    id: u64,
+    peer: Peer,
+    ports: BTreeSet<Port>,
+}
+
+impl Session {
+    /// An empty session. `id` is never used for another one.
+    #[must_use]
+    pub const fn new(id: u64, peer: Peer) -> Self {
+        Self {
+            id,
+            peer,
+            ports: BTreeSet::new(),
+        }
+    }
+
+    /// Its number, unique in the life of the process.
+    #[must_use]
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Who called.
+    #[must_use]
+    pub const fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// Enters a port that was bound for this connection.
+    pub fn hold_port(&mut self, port: Port) {
+        self.ports.insert(port);
+    }
+
+    /// Whether the port was bound for this connection.
+    #[must_use]
+    pub fn holds_port(&self, port: Port) -> bool {
+        self.ports.contains(&port)
+    }
+
+    /// Removes a port that is about to be closed; whether it was there.
+    pub fn forget_port(&mut self, port: Port) -> bool {
+        self.ports.remove(&port)
+    }
+
+    /// The ports that it holds.
+    pub fn ports(&self) -> impl ExactSizeIterator<Item = Port> + '_ {
+        self.ports.iter().copied()
+    }
+}
