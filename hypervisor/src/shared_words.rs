@@ -130,11 +130,7 @@ pub(crate) mod test_memory {
         pub(crate) fn new(pages: usize) -> Self {
             Pages(MmapRegion::new(pages * 4096).expect("anonymous memory"))
         }
-        fn word<A: vm_memory::volatile_memory::AtomicInteger>(
-            &self,
-            at: MachineAddr,
-            op: &mut dyn FnMut(&A),
-        ) {
+        fn word<A: vm_memory::AtomicInteger>(&self, at: MachineAddr, op: &mut dyn FnMut(&A)) {
             let offset = usize::try_from(at.0).unwrap();
             if let Ok(word) = self.0.as_volatile_slice().get_atomic_ref::<A>(offset) {
                 op(word);

@@ -1,12 +1,14 @@
 //! The operations on a domain's ports, one method for each `EVTCHNOP_*`.
 
 use super::{
-    EventDomains, EventError, EventSink, NR_VIRQS, PollOutcome, interdomain,
+    EventDomains, EventError, EventSink, PollOutcome, interdomain,
     poll::MAX_POLLED,
     table::{Peer, PortStatus, State, Table},
-    virq_is_global,
 };
-use guest_abi::addr::{DomId, Port, VcpuId};
+use guest_abi::{
+    addr::{DomId, Port, VcpuId},
+    xen::{NR_VIRQS, virq_is_per_vcpu},
+};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Physical interrupts that exist on the machine that a guest is shown.
@@ -170,7 +172,7 @@ impl EventChannels {
         if virq >= NR_VIRQS {
             return Err(EventError::NoSuchVirq(virq));
         }
-        if virq_is_global(virq) && vcpu.0 != 0 {
+        if !virq_is_per_vcpu(virq) && vcpu.0 != 0 {
             return Err(EventError::GlobalVirq { virq, vcpu });
         }
         self.check_vcpu(vcpu)?;
@@ -287,7 +289,7 @@ impl EventChannels {
         let slot = table.slot_mut(port)?;
         match slot.state {
             State::Unbound(_) | State::Interdomain(_) => {}
-            State::Virq(virq) if virq_is_global(virq) => {}
+            State::Virq(virq) if !virq_is_per_vcpu(virq) => {}
             State::Virq(_) | State::Ipi => return Err(EventError::PerVcpu(port)),
             State::Free | State::Reserved => {
                 let state = slot.state.name();

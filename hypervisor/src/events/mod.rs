@@ -76,17 +76,3 @@ pub trait EventDomains {
     /// [`DomId::SELF`]); `None` if there is no such domain.
     fn events(&self, dom: DomId) -> Option<Arc<EventChannels>>;
 }
-
-/// `VIRQ_*` numbers are below this.
-pub const NR_VIRQS: u32 = 24;
-
-/// Whether a VIRQ has one binding for the whole domain (made on vCPU 0, and
-/// movable to another one) and not one for each vCPU.
-#[must_use]
-pub const fn virq_is_global(virq: u32) -> bool {
-    const VIRQ_TIMER: u32 = 0;
-    const VIRQ_DEBUG: u32 = 1;
-    const VIRQ_XENOPROF: u32 = 7;
-    const VIRQ_XENPMU: u32 = 13;
-    !matches!(virq, VIRQ_TIMER | VIRQ_DEBUG | VIRQ_XENOPROF | VIRQ_XENPMU)
-}

@@ -13,19 +13,18 @@
 
 use super::{EventError, EventSink, VcpuInfoArea, vcpu_info::VCPU_INFO_BYTES};
 use crate::shared_words::SharedWords;
-use guest_abi::addr::{MachineAddr, Mfn, Port, VcpuId};
-use std::sync::Arc;
+use guest_abi::{
+    addr::{DomId, MachineAddr, Mfn, Port, VcpuId},
+    event_channel::EVTCHN_2L_NR_CHANNELS,
+    xen::{SharedInfo, VcpuInfo, XEN_LEGACY_MAX_VCPUS},
+};
+use std::{mem::offset_of, sync::Arc};
 
 /// Ports that the bitmaps hold.
-pub const MAX_PORTS: u32 = 4096;
-/// vCPUs that have a slot in `shared_info`.
-const LEGACY_VCPUS: u32 = 32;
-/// `shared_info.evtchn_pending`.
-const PENDING: u64 = 2048;
-/// `shared_info.evtchn_mask`.
-const MASK: u64 = 2560;
-/// `vcpu_info.evtchn_upcall_mask`.
-const UPCALL_MASK: u64 = 1;
+pub const MAX_PORTS: u32 = EVTCHN_2L_NR_CHANNELS;
+const PENDING: u64 = offset_of!(SharedInfo, evtchn_pending) as u64;
+const MASK: u64 = offset_of!(SharedInfo, evtchn_mask) as u64;
+const UPCALL_MASK: u64 = offset_of!(VcpuInfo, evtchn_upcall_mask) as u64;
 
 /// How a vCPU learns that somebody wants it.
 ///
@@ -69,11 +68,11 @@ impl TwoLevel {
             .addr()
             .expect("shared_info is a frame of the domain");
         let slot = |vcpu: u32| MachineAddr(base.0 + u64::from(vcpu) * VCPU_INFO_BYTES);
-        for vcpu in 0..LEGACY_VCPUS {
+        let slots = u32::try_from(XEN_LEGACY_MAX_VCPUS).unwrap_or(0);
+        for vcpu in 0..slots {
             words.store_u8(MachineAddr(slot(vcpu).0 + UPCALL_MASK), 1);
         }
-        let area =
-            |vcpu| VcpuInfoArea::new(VcpuId(vcpu), (vcpu < LEGACY_VCPUS).then(|| slot(vcpu)));
+        let area = |vcpu| VcpuInfoArea::new(VcpuId(vcpu), (vcpu < slots).then(|| slot(vcpu)));
         TwoLevel {
             words,
             shared_info: base,
@@ -129,7 +128,7 @@ impl TwoLevel {
     /// `ENOENT` for an unknown vCPU, `EINVAL` as `VcpuInfoArea::register`.
     pub fn register(&self, vcpu: VcpuId, frame: Mfn, offset: u32) -> Result<(), EventError> {
         let area = self.area(vcpu).ok_or(EventError::NoSuchVcpu {
-            dom: guest_abi::addr::DomId::SELF,
+            dom: DomId::SELF,
             vcpu,
         })?;
         area.register(self.words(), frame, offset)?;

@@ -10,17 +10,24 @@
 
 use super::EventError;
 use crate::shared_words::SharedWords;
-use guest_abi::addr::{MachineAddr, Mfn, PAGE_SIZE, VcpuId};
-use std::sync::{PoisonError, RwLock};
+use guest_abi::{
+    addr::{MachineAddr, Mfn, PAGE_SIZE, VcpuId},
+    arch_x86_64::ArchVcpuInfo,
+    xen::VcpuInfo,
+};
+use std::{
+    mem::offset_of,
+    sync::{PoisonError, RwLock},
+};
 
 /// The size of a `vcpu_info`.
-pub const VCPU_INFO_BYTES: u64 = 64;
+pub const VCPU_INFO_BYTES: u64 = size_of::<VcpuInfo>() as u64;
 
-const UPCALL_PENDING: u64 = 0;
-const UPCALL_MASK: u64 = 1;
-const PENDING_SEL: u64 = 8;
-const CR2: u64 = 16;
-const TIME: u64 = 32;
+const UPCALL_PENDING: u64 = offset_of!(VcpuInfo, evtchn_upcall_pending) as u64;
+const UPCALL_MASK: u64 = offset_of!(VcpuInfo, evtchn_upcall_mask) as u64;
+const PENDING_SEL: u64 = offset_of!(VcpuInfo, evtchn_pending_sel) as u64;
+const CR2: u64 = (offset_of!(VcpuInfo, arch) + offset_of!(ArchVcpuInfo, cr2)) as u64;
+const TIME: u64 = offset_of!(VcpuInfo, time) as u64;
 
 #[derive(Debug, Clone, Copy)]
 struct Place {
@@ -111,7 +118,7 @@ impl VcpuInfoArea {
         offset: u32,
     ) -> Result<(), EventError> {
         let bad = EventError::InfoMisplaced(offset);
-        if u64::from(offset) > PAGE_SIZE - VCPU_INFO_BYTES || offset % 8 != 0 {
+        if u64::from(offset) > PAGE_SIZE - VCPU_INFO_BYTES || !offset.is_multiple_of(8) {
             return Err(bad);
         }
         let Some(to) = frame.addr().and_then(|at| at.checked_add(offset.into())) else {

@@ -5,10 +5,7 @@ use super::*;
 #[test]
 fn an_event_sets_three_levels_and_kicks_once() {
     let a = Guest::new(1, 1, 4095);
-    let port = (0..130)
-        .map(|_| a.events.bind_ipi(VcpuId(2)).unwrap())
-        .last()
-        .unwrap();
+    let port = bind_ipis(&a, 130, VcpuId(2));
     a.events.send(port).unwrap();
     assert!(a.pending_bit(port));
     assert_eq!(a.memory.load_u64(MachineAddr(2 * 64 + 8)), 1 << 2);

@@ -173,3 +173,11 @@ pub(super) fn pair(world: &World, a: &Arc<EventChannels>, b: &Arc<EventChannels>
     let bound = b.bind_interdomain(world, a.key().dom, waiting).unwrap();
     (waiting, bound)
 }
+
+/// Binds that many IPIs of a fresh guest and gives the last port.
+pub(super) fn bind_ipis(guest: &Guest, count: u32, vcpu: VcpuId) -> Port {
+    for port in 1..=count {
+        assert_eq!(guest.events.bind_ipi(vcpu), Ok(Port(port)));
+    }
+    Port(count)
+}

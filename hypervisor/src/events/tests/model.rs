@@ -2,6 +2,7 @@
 //! port is. Refused or not, and the state of each port afterwards, must agree.
 
 use super::*;
+use guest_abi::xen::virq_is_per_vcpu;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
 
@@ -96,9 +97,9 @@ impl Model {
         let taken = self.ports.iter().any(|((at, _), (state, on))| {
             *at == dom
                 && *state == PortState::Virq { virq }
-                && (virq_is_global(virq) || *on == vcpu)
+                && (!virq_is_per_vcpu(virq) || *on == vcpu)
         });
-        if taken || (virq_is_global(virq) && vcpu != 0) {
+        if taken || (!virq_is_per_vcpu(virq) && vcpu != 0) {
             return None;
         }
         self.put(dom, PortState::Virq { virq }, vcpu)
@@ -107,7 +108,7 @@ impl Model {
     fn shift(&mut self, dom: u16, port: u32, vcpu: u32) -> Option<u32> {
         let (state, on) = self.ports.get_mut(&(dom, port)).filter(|_| vcpu < 4)?;
         match state {
-            PortState::Virq { virq } if !virq_is_global(*virq) => None,
+            PortState::Virq { virq } if virq_is_per_vcpu(*virq) => None,
             PortState::Ipi => None,
             _ => {
                 *on = vcpu;
@@ -133,7 +134,9 @@ impl Model {
             Op::Send { dom, port } => self.send(dom, port),
             Op::Move { dom, port, vcpu } => self.shift(dom, port, vcpu),
             Op::Reset { dom } => {
-                (1..=LAST).for_each(|port| drop(self.close(dom, port)));
+                for port in 1..=LAST {
+                    let _ = self.close(dom, port);
+                }
                 Some(0)
             }
         }

@@ -143,18 +143,27 @@ fn no_event_is_lost_between_mask_and_unmask() {
     assert!(!b.pending_bit(pb));
 }
 
+/// The guest takes its events right after it moved its `vcpu_info`: an event
+/// that came too late for that must show in the new place.
 #[test]
 fn moving_a_vcpu_info_loses_nothing() {
-    for _ in 0..200 {
+    const MOVED: u64 = 4096;
+    for _ in 0..2000 {
         let a = Guest::new(1, 1, 100);
         let port = a.events.bind_ipi(VcpuId(0)).unwrap();
-        std::thread::scope(|scope| {
+        let taken = std::thread::scope(|scope| {
             scope.spawn(|| a.events.send(port).unwrap());
-            scope.spawn(|| a.sink.register(VcpuId(0), Mfn(1), 0).unwrap());
+            let guest = scope.spawn(|| {
+                a.sink.register(VcpuId(0), Mfn(1), 0).unwrap();
+                a.memory.store_u8(MachineAddr(MOVED), 0);
+                a.memory.store_u64(MachineAddr(MOVED + 8), 0);
+                a.memory.swap_u64(MachineAddr(PENDING), 0) != 0
+            });
+            guest.join().unwrap()
         });
-        assert_eq!(a.memory.load_u8(MachineAddr(4096)), 1);
-        assert_eq!(a.memory.load_u64(MachineAddr(4096 + 8)) & 1, 1);
-        assert!(a.pending_bit(port));
+        let selected = a.memory.load_u64(MachineAddr(MOVED + 8)) & 1 == 1;
+        let upcall = a.memory.load_u8(MachineAddr(MOVED)) == 1;
+        assert!(taken || (selected && upcall && a.pending_bit(port)));
     }
 }
 

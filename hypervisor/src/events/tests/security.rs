@@ -57,10 +57,7 @@ fn xsa_317_342_port_limits() {
 #[test]
 fn xsa_317_the_last_bit_stays_inside_the_bitmaps() {
     let a = Guest::new(1, 1, u32::MAX);
-    let last = (0..4095)
-        .map(|_| a.events.bind_ipi(VcpuId(0)).unwrap())
-        .last()
-        .unwrap();
+    let last = bind_ipis(&a, 4095, VcpuId(0));
     let after = MachineAddr(PENDING + 512);
     a.events.send(last).unwrap();
     assert!(a.pending_bit(Port(4095)));
