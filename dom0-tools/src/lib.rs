@@ -1,4 +1,4 @@
 //! The control domain of Domus: the programs of domid 0 and what they share.
 
-pub mod config;
+pub mod builder;
 pub mod paths;

@@ -5,10 +5,7 @@
 
 pub mod cpu;
 pub mod engine;
-pub mod events;
 pub mod guest_access;
-pub mod hypercall;
 pub mod memory;
 pub mod paging;
 pub mod privcmd;
-pub mod shared_words;

@@ -1,0 +1,523 @@
+//! A kernel image file, read and understood before any domain is created.
+
+use std::{
+    fmt,
+    fs::{self, File},
+    io::{self, Read},
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use guest_abi::addr::{GuestVirt, PAGE_SIZE};
+use object::ReadCache;
+use thiserror::Error;
+
+use super::{
+    bzimage::{BzImage, BzImageError},
+    decompress::{Compression, DecompressError},
+    elf::{ElfError, ElfKernel, Segment},
+    notes::{NotesError, XenNotes},
+    symbols::SymbolTable,
+    virt,
+};
+
+/// The most that a kernel may unpack to, and the largest compressed file.
+pub const MAX_UNPACKED: usize = 512 << 20;
+
+/// A kernel image that can't be used: which file, and why.
+#[derive(Debug, Error)]
+#[error("kernel image {}: {fault}", path.display())]
+pub struct KernelError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    #[source]
+    pub fault: KernelFault,
+}
+
+/// What is wrong with a kernel image.
+#[derive(Debug, Error)]
+pub enum KernelFault {
+    /// Missing, or not readable.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// A directory, a device.
+    #[error("not a regular file")]
+    NotAFile,
+    /// No bytes.
+    #[error("the file is empty")]
+    Empty,
+    /// Neither a bzImage nor ELF, nor a compressed ELF.
+    #[error(
+        "not a kernel: neither a bzImage nor an ELF file, nor one that is compressed (it starts \
+         with {0:02x?})"
+    )]
+    NotAKernel(Vec<u8>),
+    /// A compressed file larger than what may come out of it.
+    #[error("{size} bytes are too many for a compressed kernel (at most {MAX_UNPACKED})")]
+    FileTooLarge {
+        /// The file's size.
+        size: u64,
+    },
+    /// The unpacked size that the image states is refused.
+    #[error(
+        "claims to unpack to {claimed} bytes, more than the {MAX_UNPACKED} that are accepted: \
+         corrupt, or hostile"
+    )]
+    ClaimTooLarge {
+        /// The stated size.
+        claimed: u32,
+    },
+    /// The unpacked size is not the one that the image states.
+    #[error("unpacks to {actual} bytes where it promises {claimed}: corrupt; copy it again")]
+    SizeMismatch {
+        /// The stated size.
+        claimed: u32,
+        /// The real one.
+        actual: usize,
+    },
+    /// A boot image with a payload that is no kernel.
+    #[error("the bzImage's payload is neither compressed nor ELF (it starts with {0:02x?})")]
+    UnknownPayload(Vec<u8>),
+    /// See [`BzImageError`].
+    #[error(transparent)]
+    BzImage(#[from] BzImageError),
+    /// See [`DecompressError`].
+    #[error(transparent)]
+    Decompress(#[from] DecompressError),
+    /// See [`ElfError`].
+    #[error(transparent)]
+    Elf(#[from] ElfError),
+    /// See [`NotesError`].
+    #[error(transparent)]
+    Notes(#[from] NotesError),
+    /// See [`PlacementError`].
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+}
+
+/// Addresses in a kernel's notes that can't be.
+#[derive(Debug, Error, PartialEq)]
+pub enum PlacementError {
+    /// Xen refuses that too.
+    #[error("the note PADDR_OFFSET ({0:#x}) makes no sense without VIRT_BASE")]
+    OffsetWithoutBase(u64),
+    /// Not page-aligned.
+    #[error("VIRT_BASE {0:#x} is not at a page boundary")]
+    UnalignedBase(u64),
+    /// Segments below the offset or past the end of the address space.
+    #[error(
+        "physical addresses {start:#x} to {end:#x} can't be placed with PADDR_OFFSET \
+         {paddr_offset:#x} and VIRT_BASE {virt_base:#x}"
+    )]
+    OutOfRange {
+        /// The lowest.
+        start: u64,
+        /// The end of the highest.
+        end: u64,
+        /// By the note or its default.
+        paddr_offset: u64,
+        /// By the note or its default.
+        virt_base: u64,
+    },
+    /// Not canonical, or the hypervisor's.
+    #[error(
+        "virtual addresses {start:#x} to {end:#x} are not the guest's to use: the hypervisor has \
+         0xffff800000000000 to 0xffff87ffffffffff"
+    )]
+    NotTheGuests {
+        /// The lowest.
+        start: u64,
+        /// The end.
+        end: u64,
+    },
+    /// A note's address points outside the kernel.
+    #[error("{what} {address:#x} lies outside the kernel ({start:#x} to {end:#x})")]
+    Outside {
+        /// The note.
+        what: &'static str,
+        /// Its value.
+        address: u64,
+        /// The kernel's first byte.
+        start: u64,
+        /// The kernel's end.
+        end: u64,
+    },
+    /// Not page-aligned.
+    #[error("HYPERCALL_PAGE {0:#x} is not at a page boundary")]
+    UnalignedHypercallPage(u64),
+}
+
+/// How an image file is made.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Format {
+    /// A Linux boot image.
+    BzImage {
+        /// The boot protocol: 0x20f is 2.15.
+        protocol: u16,
+        /// As `file` shows it.
+        version: Option<String>,
+    },
+    /// An ELF file, as it is or compressed.
+    Elf,
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BzImage { protocol, .. } => {
+                write!(
+                    f,
+                    "bzImage (boot protocol {}.{:02})",
+                    protocol >> 8,
+                    protocol & 0xff
+                )
+            }
+            Self::Elf => f.write_str("ELF"),
+        }
+    }
+}
+
+/// Where the kernel lies, with every address checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Placement {
+    /// Virtual address of PFN 0.
+    pub virt_base: u64,
+    /// What is subtracted from the ELF file's physical addresses.
+    pub paddr_offset: u64,
+    /// First instruction.
+    pub entry: u64,
+    /// Pseudo-physical bytes from the first segment to the end of the last.
+    pub physical: Range<u64>,
+    /// Pseudo-physical address of the hypercall page.
+    pub hypercall_page: Option<u64>,
+    /// Where the p2m list shall be, if the kernel asks and Xen would heed it.
+    pub init_p2m: Option<u64>,
+    /// The ramdisk may stay unmapped.
+    pub mod_start_pfn: bool,
+}
+
+/// What [`KernelImage::open_with`] is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Reading a file of so many bytes.
+    Reading(u64),
+    /// Unpacking so many bytes.
+    Decompressing(Compression, usize),
+    /// Looking at an ELF file of so many bytes.
+    Parsing(u64),
+}
+
+/// A PV kernel, ready to be put into a domain.
+#[derive(Debug)]
+pub struct KernelImage {
+    path: PathBuf,
+    format: Format,
+    compression: Option<Compression>,
+    elf: ElfKernel,
+    notes: XenNotes,
+    placement: Placement,
+    map: Option<SymbolTable>,
+}
+
+impl KernelImage {
+    /// Reads and checks the kernel at `path`.
+    ///
+    /// # Errors
+    /// Anything that would keep the kernel from being started; see
+    /// [`KernelFault`].
+    pub fn open(path: &Path) -> Result<Self, KernelError> {
+        Self::open_with(path, &mut |_| {})
+    }
+
+    /// [`open`](Self::open), telling `progress` what takes time.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_with(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Self, KernelError> {
+        Self::read(path, progress).map_err(|fault| KernelError {
+            path: path.to_owned(),
+            fault,
+        })
+    }
+
+    fn read(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Self, KernelFault> {
+        let metadata = fs::metadata(path)?;
+        if !metadata.is_file() {
+            return Err(KernelFault::NotAFile);
+        }
+        let size = metadata.len();
+        let mut file = File::open(path)?;
+        let mut head = Vec::new();
+        file.by_ref().take(16).read_to_end(&mut head)?;
+        if ElfKernel::detect(&head) {
+            // May be gigabytes of debug information: read what is needed.
+            progress(Progress::Parsing(size));
+            let elf = ElfKernel::parse(&ReadCache::new(file))?;
+            return Self::assemble(path, Format::Elf, None, elf);
+        }
+        if size > MAX_UNPACKED as u64 {
+            return Err(KernelFault::FileTooLarge { size });
+        }
+        progress(Progress::Reading(size));
+        let mut image = head;
+        file.take(MAX_UNPACKED as u64).read_to_end(&mut image)?;
+        Self::from_bytes(path, &image, progress)
+    }
+
+    /// An image that is already in memory; `path` is for messages, and for
+    /// finding a `System.map` beside it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_bytes(
+        path: &Path,
+        image: &[u8],
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<Self, KernelFault> {
+        if image.is_empty() {
+            return Err(KernelFault::Empty);
+        }
+        if let Some(boot) = BzImage::parse(image)? {
+            let (compression, elf) = parse_payload(boot.payload, progress)?;
+            let format = Format::BzImage {
+                protocol: boot.protocol,
+                version: boot.version,
+            };
+            return Self::assemble(path, format, compression, elf);
+        }
+        if ElfKernel::detect(image) {
+            return Self::assemble(path, Format::Elf, None, ElfKernel::parse(image)?);
+        }
+        let Some(method) = Compression::detect(image) else {
+            return Err(KernelFault::NotAKernel(head(image)));
+        };
+        progress(Progress::Decompressing(method, image.len()));
+        let unpacked = method.decompress(image, MAX_UNPACKED)?;
+        if !ElfKernel::detect(&unpacked) {
+            return Err(KernelFault::NotAKernel(head(&unpacked)));
+        }
+        progress(Progress::Parsing(unpacked.len() as u64));
+        let elf = ElfKernel::parse(&unpacked[..])?;
+        Self::assemble(path, Format::Elf, Some(method), elf)
+    }
+
+    fn assemble(
+        path: &Path,
+        format: Format,
+        compression: Option<Compression>,
+        elf: ElfKernel,
+    ) -> Result<Self, KernelFault> {
+        let notes = XenNotes::parse(&elf.notes, elf.guest_section.as_deref())?;
+        let placement = Placement::find(&notes, &elf)?;
+        Ok(Self {
+            path: path.to_owned(),
+            format,
+            compression,
+            elf,
+            notes,
+            placement,
+            map: None,
+        })
+    }
+
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// How the file is made.
+    #[must_use]
+    pub fn format(&self) -> &Format {
+        &self.format
+    }
+
+    /// How it is compressed, if it is.
+    #[must_use]
+    pub fn compression(&self) -> Option<Compression> {
+        self.compression
+    }
+
+    /// The kernel's notes.
+    #[must_use]
+    pub fn notes(&self) -> &XenNotes {
+        &self.notes
+    }
+
+    /// Where it lies.
+    #[must_use]
+    pub fn placement(&self) -> &Placement {
+        &self.placement
+    }
+
+    /// What is to be loaded, by physical address.
+    #[must_use]
+    pub fn segments(&self) -> &[Segment] {
+        &self.elf.segments
+    }
+
+    /// Takes symbols from a `System.map`; one beside the image is found by
+    /// [`symbols`](Self::symbols) without this.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub fn load_system_map(&mut self, path: &Path) -> io::Result<()> {
+        self.map = SymbolTable::from_map_file(path)?;
+        Ok(())
+    }
+
+    /// The kernel's symbols: from a `System.map` that was given, from the
+    /// image, or from a `System.map` beside it (`vmlinuz-X` and
+    /// `System.map-X`, as distributions install them).
+    #[must_use]
+    pub fn symbols(&self) -> Option<std::borrow::Cow<'_, SymbolTable>> {
+        use std::borrow::Cow;
+        if let Some(table) = self.map.as_ref().or(self.elf.symbols.as_ref()) {
+            return Some(Cow::Borrowed(table));
+        }
+        let name = self.path.file_name()?.to_str()?;
+        let (_, version) = name.split_once('-').unwrap_or((name, ""));
+        let map = match version {
+            "" => "System.map".into(),
+            version => format!("System.map-{version}"),
+        };
+        let table = SymbolTable::from_map_file(&self.path.with_file_name(map)).ok()??;
+        Some(Cow::Owned(table))
+    }
+
+    /// The name at or before `address`, and the distance from it.
+    #[must_use]
+    pub fn symbolise(&self, address: u64) -> Option<(String, u64)> {
+        let symbols = self.symbols()?;
+        let (name, offset) = symbols.lookup(address)?;
+        Some((name.to_owned(), offset))
+    }
+}
+
+/// The payload of a bzImage: compressed or not, and its unpacked size behind
+/// it.
+fn parse_payload(
+    payload: &[u8],
+    progress: &mut dyn FnMut(Progress),
+) -> Result<(Option<Compression>, ElfKernel), KernelFault> {
+    if ElfKernel::detect(payload) {
+        return Ok((None, ElfKernel::parse(payload)?));
+    }
+    let Some(method) = Compression::detect(payload) else {
+        return Err(KernelFault::UnknownPayload(head(payload)));
+    };
+    let Some((mut data, &size)) = payload.split_last_chunk::<4>() else {
+        return Err(KernelFault::UnknownPayload(head(payload)));
+    };
+    let claimed = u32::from_le_bytes(size);
+    if u64::from(claimed) > MAX_UNPACKED as u64 {
+        return Err(KernelFault::ClaimTooLarge { claimed });
+    }
+    if method == Compression::Gzip {
+        data = payload; // its own last four bytes are that size
+    }
+    progress(Progress::Decompressing(method, data.len()));
+    let unpacked = method.decompress(data, MAX_UNPACKED)?;
+    if unpacked.len() as u64 != u64::from(claimed) {
+        return Err(KernelFault::SizeMismatch {
+            claimed,
+            actual: unpacked.len(),
+        });
+    }
+    if !ElfKernel::detect(&unpacked) {
+        return Err(KernelFault::UnknownPayload(head(&unpacked)));
+    }
+    progress(Progress::Parsing(unpacked.len() as u64));
+    Ok((Some(method), ElfKernel::parse(&unpacked[..])?))
+}
+
+impl Placement {
+    fn find(notes: &XenNotes, elf: &ElfKernel) -> Result<Self, PlacementError> {
+        if let (Some(offset), None) = (notes.paddr_offset, notes.virt_base) {
+            return Err(PlacementError::OffsetWithoutBase(offset));
+        }
+        let virt_base = notes.virt_base.unwrap_or(0);
+        if GuestVirt(virt_base).page_offset() != 0 {
+            return Err(PlacementError::UnalignedBase(virt_base));
+        }
+        // Old kernels have virtual addresses for physical ones.
+        let default = if notes.legacy { virt_base } else { 0 };
+        let paddr_offset = notes.paddr_offset.unwrap_or(default);
+        let (physical, kernel) = place(&elf.physical(), paddr_offset, virt_base)?;
+        let entry = notes.entry.unwrap_or(elf.entry);
+        inside("the entry point", entry, &kernel)?;
+        Ok(Self {
+            virt_base,
+            paddr_offset,
+            entry,
+            physical,
+            hypercall_page: hypercall_page(notes, &kernel, virt_base)?,
+            init_p2m: notes
+                .init_p2m
+                .filter(|&base| base < virt_base && base % PAGE_SIZE == 0),
+            mod_start_pfn: notes.mod_start_pfn,
+        })
+    }
+}
+
+/// The pseudo-physical and the virtual range of the segments.
+fn place(
+    file: &Range<u64>,
+    paddr_offset: u64,
+    virt_base: u64,
+) -> Result<(Range<u64>, Range<u64>), PlacementError> {
+    let place = |address: u64| {
+        let physical = address.checked_sub(paddr_offset)?;
+        Some((physical, virt_base.checked_add(physical)?))
+    };
+    let (Some((start, first)), Some((end, last))) = (place(file.start), place(file.end)) else {
+        return Err(PlacementError::OutOfRange {
+            start: file.start,
+            end: file.end,
+            paddr_offset,
+            virt_base,
+        });
+    };
+    if !virt::is_guests(&(virt_base..last)) {
+        return Err(PlacementError::NotTheGuests {
+            start: virt_base,
+            end: last,
+        });
+    }
+    Ok((start..end, first..last))
+}
+
+fn hypercall_page(
+    notes: &XenNotes,
+    kernel: &Range<u64>,
+    virt_base: u64,
+) -> Result<Option<u64>, PlacementError> {
+    let Some(page) = notes.hypercall_page else {
+        return Ok(None);
+    };
+    if GuestVirt(page).page_offset() != 0 {
+        return Err(PlacementError::UnalignedHypercallPage(page));
+    }
+    inside("HYPERCALL_PAGE", page, kernel)?;
+    Ok(Some(page - virt_base))
+}
+
+fn inside(what: &'static str, address: u64, kernel: &Range<u64>) -> Result<(), PlacementError> {
+    if kernel.contains(&address) {
+        return Ok(());
+    }
+    Err(PlacementError::Outside {
+        what,
+        address,
+        start: kernel.start,
+        end: kernel.end,
+    })
+}
+
+fn head(bytes: &[u8]) -> Vec<u8> {
+    bytes[..bytes.len().min(8)].to_vec()
+}
+
+#[cfg(test)]
+mod tests;

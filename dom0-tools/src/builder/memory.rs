@@ -1,0 +1,214 @@
+//! A domain's memory while it is being built.
+//!
+//! Law: pseudo-physical frames are put to machine frames by [`PhysMap`] alone,
+//! in whatever order the hypervisor handed them out. Fresh frames are zero.
+
+use std::{fs::File, num::TryFromIntError, os::fd::OwnedFd};
+
+use guest_abi::addr::{MachineAddr, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
+use thiserror::Error;
+use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
+
+/// Why bytes did not reach a domain's memory.
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    /// The hypervisor's answer does not cover what was asked for.
+    #[error("the hypervisor gave {given} frames where {asked} were asked for")]
+    Populate {
+        /// Frames that came.
+        given: u64,
+        /// Frames that were asked for.
+        asked: u64,
+    },
+    /// Frame numbers that can't be.
+    #[error("the hypervisor gave frames {first:?} to +{count}, which lie outside the memory")]
+    Extent {
+        /// The first.
+        first: Mfn,
+        /// How many.
+        count: u64,
+    },
+    /// Not one of the domain's.
+    #[error("pseudo-physical bytes {start:#x} to +{len:#x} are not all the domain's")]
+    NotPopulated {
+        /// The first byte.
+        start: u64,
+        /// How many.
+        len: u64,
+    },
+    /// Mapping the memory failed.
+    #[error("can't map {pages} pages of the domain's memory: {source}")]
+    Map {
+        /// Its size.
+        pages: u64,
+        /// What the system said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A machine address outside the mapping.
+    #[error("{at:?} to +{len:#x} lies outside the mapped memory")]
+    OutOfRange {
+        /// The first byte.
+        at: MachineAddr,
+        /// How many.
+        len: usize,
+    },
+}
+
+/// Machine memory of a domain, as far as the builder needs it.
+pub trait DomainMemory {
+    /// Copies `bytes` to machine address `at` and on.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`].
+    fn write(&mut self, at: MachineAddr, bytes: &[u8]) -> Result<(), MemoryError>;
+}
+
+/// Which machine frame each pseudo-physical frame has.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PhysMap {
+    /// First PFN, first MFN and number; by PFN, without gaps.
+    extents: Vec<(u64, u64, u64)>,
+    pages: u64,
+}
+
+impl PhysMap {
+    /// The map of a domain's first `pages` frames, from the extents that
+    /// `PopulatePhysmap` answered with.
+    ///
+    /// # Errors
+    /// Too few frames, or numbers that can't be.
+    pub fn new(
+        extents: impl IntoIterator<Item = (Mfn, u64)>,
+        pages: u64,
+    ) -> Result<Self, MemoryError> {
+        let mut map = Self {
+            extents: Vec::new(),
+            pages: 0,
+        };
+        for (first, count) in extents {
+            map.push(first, count)?;
+        }
+        if map.pages != pages {
+            return Err(MemoryError::Populate {
+                given: map.pages,
+                asked: pages,
+            });
+        }
+        Ok(map)
+    }
+
+    fn push(&mut self, first: Mfn, count: u64) -> Result<(), MemoryError> {
+        let bad = MemoryError::Extent { first, count };
+        let last = first.checked_add(count.saturating_sub(1));
+        if count == 0 || last.and_then(Mfn::addr).is_none() {
+            return Err(bad);
+        }
+        let start = self.pages;
+        self.pages = start.checked_add(count).ok_or(bad)?;
+        match self.extents.last_mut() {
+            Some((_, mfn, len)) if *mfn + *len == first.0 => *len += count,
+            _ => self.extents.push((start, first.0, count)),
+        }
+        Ok(())
+    }
+
+    /// How many frames there are.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        self.pages
+    }
+
+    /// A frame's machine frame; [`Mfn::INVALID`] past the end.
+    #[must_use]
+    pub fn mfn(&self, pfn: Pfn) -> Mfn {
+        self.run(pfn).map_or(Mfn::INVALID, |(mfn, _)| mfn)
+    }
+
+    /// A frame's machine frame, and how many follow it in order.
+    fn run(&self, pfn: Pfn) -> Option<(Mfn, u64)> {
+        let after = self.extents.partition_point(|&(start, ..)| start <= pfn.0);
+        let (start, mfn, count) = *self.extents.get(after.checked_sub(1)?)?;
+        let offset = pfn.0 - start;
+        (offset < count).then(|| (Mfn(mfn + offset), count - offset))
+    }
+
+    /// All machine frames, in the order of the PFNs.
+    pub fn mfns(&self) -> impl Iterator<Item = u64> + '_ {
+        self.extents
+            .iter()
+            .flat_map(|&(_, mfn, count)| mfn..mfn + count)
+    }
+
+    /// Copies `bytes` to pseudo-physical address `at` and on, in as few pieces
+    /// as the frames' order allows.
+    ///
+    /// # Errors
+    /// [`MemoryError::NotPopulated`], or what `memory` says.
+    pub fn write(
+        &self,
+        memory: &mut (impl DomainMemory + ?Sized),
+        at: u64,
+        bytes: &[u8],
+    ) -> Result<(), MemoryError> {
+        let len = bytes.len() as u64;
+        let outside = || MemoryError::NotPopulated { start: at, len };
+        let mut at = at;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (mfn, frames) = self.run(Pfn(at >> PAGE_SHIFT)).ok_or_else(outside)?;
+            let offset = at & (PAGE_SIZE - 1);
+            let room = (frames << PAGE_SHIFT) - offset;
+            let now = rest.len().min(usize::try_from(room).unwrap_or(usize::MAX));
+            let machine = mfn
+                .addr()
+                .and_then(|start| start.checked_add(offset))
+                .ok_or_else(outside)?;
+            memory.write(machine, &rest[..now])?;
+            rest = &rest[now..];
+            at += now as u64;
+        }
+        Ok(())
+    }
+}
+
+/// A domain's memory file, mapped into this process.
+#[derive(Debug)]
+pub struct MappedMemory {
+    region: MmapRegion,
+    base: MachineAddr,
+}
+
+impl MappedMemory {
+    /// Maps all of the memory file `fd`, whose byte 0 belongs to `base_mfn`.
+    ///
+    /// # Errors
+    /// [`MemoryError::Map`].
+    pub fn map(fd: OwnedFd, base_mfn: Mfn, pages: u64) -> Result<Self, MemoryError> {
+        let failed = |source| MemoryError::Map { pages, source };
+        let bytes = pages.saturating_mul(PAGE_SIZE);
+        let bytes =
+            usize::try_from(bytes).map_err(|error: TryFromIntError| failed(error.into()))?;
+        let base = base_mfn.addr().ok_or(MemoryError::Extent {
+            first: base_mfn,
+            count: pages,
+        })?;
+        let file = FileOffset::new(File::from(fd), 0);
+        let region = MmapRegion::from_file(file, bytes).map_err(|error| failed(error.into()))?;
+        Ok(Self { region, base })
+    }
+}
+
+impl DomainMemory for MappedMemory {
+    fn write(&mut self, at: MachineAddr, bytes: &[u8]) -> Result<(), MemoryError> {
+        let len = bytes.len();
+        let outside = || MemoryError::OutOfRange { at, len };
+        let offset = at
+            .checked_offset_from(self.base)
+            .and_then(|offset| usize::try_from(offset).ok())
+            .ok_or_else(outside)?;
+        self.region
+            .as_volatile_slice()
+            .write_slice(bytes, offset)
+            .map_err(|_| outside())
+    }
+}
