@@ -9,3 +9,5 @@ pub mod guest_access;
 pub mod memory;
 pub mod paging;
 pub mod privcmd;
+pub mod shared_words;
+pub mod time;
