@@ -1,4 +1,5 @@
 //! The control domain of Domus: the programs of domid 0 and what they share.
 
 pub mod builder;
+pub mod config;
 pub mod paths;

@@ -5,7 +5,9 @@
 
 pub mod cpu;
 pub mod engine;
+pub mod events;
 pub mod guest_access;
+pub mod hypercall;
 pub mod memory;
 pub mod paging;
 pub mod privcmd;
