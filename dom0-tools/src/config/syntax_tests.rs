@@ -1,6 +1,6 @@
-use proptest::prelude::*;
+use proptest::prelude::{Just, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
-use super::*;
+use super::{Kind, Value, parse};
 
 fn one(text: &str) -> Value {
     let mut all = parse(text, 0).unwrap_or_else(|p| panic!("{text:?}: {} at {}", p.fault, p.at));
