@@ -225,7 +225,6 @@ pub fn number(kind: u32, value: u64) -> (u32, Vec<u8>) {
 }
 
 /// A bzImage around `payload` (which has its size at the end).
-#[allow(dead_code)]
 pub fn bzimage(payload: &[u8]) -> Vec<u8> {
     const SECTORS: usize = 3;
     const OFFSET: usize = 0x140;
