@@ -110,7 +110,11 @@ fn old_boot_protocols_are_refused() {
         refused,
         KernelFault::BzImage(BzImageError::OldProtocol(_))
     ));
-    assert!(refused.to_string().contains("boot protocol 2.07 is too old"));
+    assert!(
+        refused
+            .to_string()
+            .contains("boot protocol 2.07 is too old")
+    );
 }
 
 #[test]
