@@ -3,4 +3,5 @@
 pub mod builder;
 pub mod config;
 pub mod paths;
+pub mod xenstore;
 pub mod xm;
