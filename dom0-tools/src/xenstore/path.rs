@@ -33,7 +33,7 @@ impl Path {
         if text.starts_with('/') {
             return Path::absolute(text);
         }
-        if text.is_empty() || text.len() > RELATIVE_MAX {
+        if text.is_empty() || text.starts_with('@') || text.len() > RELATIVE_MAX {
             return Err(Errno::EINVAL);
         }
         Path::absolute(&format!("{}/{text}", home_of(home)))

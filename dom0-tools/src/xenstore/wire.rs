@@ -215,7 +215,9 @@ pub fn error_name(errno: Errno) -> &'static str {
 #[must_use]
 pub fn error_from_payload(payload: &[u8]) -> Errno {
     let name = payload.strip_suffix(&[0]).unwrap_or(payload);
-    let known = XSD_ERRORS.iter().find(|(known, _)| known.as_bytes() == name);
+    let known = XSD_ERRORS
+        .iter()
+        .find(|(known, _)| known.as_bytes() == name);
     known.map_or(Errno::EINVAL, |(_, number)| Errno(*number))
 }
 

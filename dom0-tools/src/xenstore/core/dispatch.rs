@@ -378,10 +378,11 @@ impl Core {
     }
 
     fn blame(&mut self, now: Instant, victim: PeerId, conflict: Conflict) {
-        if let Conflict::With(dom) = conflict {
-            if dom != DomId::DOM0 && dom != victim.dom() {
-                self.credits.charge(dom, now);
-            }
+        if let Conflict::With(dom) = conflict
+            && dom != DomId::DOM0
+            && dom != victim.dom()
+        {
+            self.credits.charge(dom, now);
         }
     }
 }
