@@ -212,3 +212,78 @@ impl DomainMemory for MappedMemory {
             .map_err(|_| outside())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Seek, SeekFrom},
+        os::fd::AsFd,
+    };
+
+    use super::*;
+
+    const BASE: Mfn = Mfn(0x1000);
+
+    fn file(pages: u64) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(pages * PAGE_SIZE).unwrap();
+        file
+    }
+
+    fn mapped(file: &File, pages: u64) -> Result<MappedMemory, MemoryError> {
+        MappedMemory::map(file.as_fd().try_clone_to_owned().unwrap(), BASE, pages)
+    }
+
+    #[test]
+    fn what_is_written_by_pfn_lands_at_its_machine_frame_of_the_file() {
+        let mut file = file(4);
+        let mut memory = mapped(&file, 4).unwrap();
+        let extents = [(Mfn(0x1002), 2), (Mfn(0x1001), 1), (Mfn(0x1000), 1)];
+        let frames = PhysMap::new(extents, 4).unwrap();
+        let bytes: Vec<u8> = (0..=250).cycle().take(3 * 4096).collect();
+        frames.write(&mut memory, 100, &bytes).unwrap();
+        drop(memory);
+        let mut content = Vec::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_end(&mut content).unwrap();
+        let page = |at: usize| &content[at * 4096..(at + 1) * 4096];
+        let seen = [page(2), page(3), page(1), page(0)].concat();
+        assert!(seen[100..100 + bytes.len()] == bytes);
+        assert!(
+            seen[..100]
+                .iter()
+                .chain(&seen[100 + bytes.len()..])
+                .all(|&b| b == 0)
+        );
+    }
+
+    #[test]
+    fn writes_outside_the_domain_or_the_file_are_refused() {
+        let file = file(2);
+        let mut memory = mapped(&file, 2).unwrap();
+        let frames = PhysMap::new([(Mfn(0x1000), 2)], 2).unwrap();
+        assert!(frames.write(&mut memory, 2 * 4096 - 1, &[0; 2]).is_err());
+        assert!(frames.write(&mut memory, u64::MAX - 1, &[0; 1]).is_err());
+        let beyond = PhysMap::new([(Mfn(0x1001), 2)], 2).unwrap();
+        assert!(beyond.write(&mut memory, 4096, &[0; 1]).is_err());
+        let below = PhysMap::new([(Mfn(0xfff), 1)], 1).unwrap();
+        assert!(below.write(&mut memory, 0, &[0; 1]).is_err());
+    }
+
+    #[test]
+    fn a_file_shorter_than_it_claims_is_not_mapped() {
+        assert!(matches!(
+            mapped(&file(2), 3),
+            Err(MemoryError::Map { pages: 3, .. })
+        ));
+    }
+
+    #[test]
+    fn adjacent_extents_are_one() {
+        let map = PhysMap::new([(Mfn(1), 2), (Mfn(3), 1), (Mfn(9), 1)], 4).unwrap();
+        assert_eq!(map.extents.len(), 2);
+        assert_eq!(map.mfns().collect::<Vec<_>>(), [1, 2, 3, 9]);
+        assert_eq!(map.mfn(Pfn(3)), Mfn(9));
+        assert_eq!(map.mfn(Pfn(4)), Mfn::INVALID);
+    }
+}
