@@ -192,8 +192,14 @@ impl MappedMemory {
             first: base_mfn,
             count: pages,
         })?;
-        let file = FileOffset::new(File::from(fd), 0);
-        let region = MmapRegion::from_file(file, bytes).map_err(|error| failed(error.into()))?;
+        let file = File::from(fd);
+        let len = file.metadata().map_err(|error| failed(error.into()))?.len();
+        if len < bytes as u64 {
+            // A write past the end would kill this process.
+            return Err(failed(format!("the file has only {len} bytes").into()));
+        }
+        let region = MmapRegion::from_file(FileOffset::new(file, 0), bytes)
+            .map_err(|error| failed(error.into()))?;
         Ok(Self { region, base })
     }
 }
