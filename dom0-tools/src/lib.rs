@@ -1,7 +1,9 @@
 //! The control domain of Domus: the programs of domid 0 and what they share.
 
+pub mod background;
 pub mod builder;
 pub mod config;
+pub mod console;
 pub mod paths;
 pub mod xenstore;
 pub mod xm;

@@ -11,7 +11,10 @@ mod error;
 
 use std::{
     io,
-    os::{fd::OwnedFd, unix::net::UnixStream},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -85,6 +88,18 @@ impl Client {
         };
         *slot = Some(channel);
         Ok((response?, fds))
+    }
+
+    /// A descriptor that hangs up (`POLLHUP`) when the hypervisor ends, for
+    /// callers that wait for other things.
+    ///
+    /// # Errors
+    /// [`ClientError::Disconnected`] when it has ended already.
+    pub fn hang_up_fd(&self) -> Result<OwnedFd, ClientError> {
+        let slot = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = slot.as_ref().ok_or_else(|| self.disconnected())?;
+        let fd = channel.stream().as_fd().try_clone_to_owned();
+        fd.map_err(|error| WireError::Io(error).into())
     }
 
     fn disconnected(&self) -> ClientError {

@@ -85,6 +85,11 @@ impl<S: Borrow<UnixStream>> Channel<S> {
         Self { stream, patience }
     }
 
+    /// The stream below.
+    pub fn stream(&self) -> &UnixStream {
+        self.stream.borrow()
+    }
+
     /// Sends one message.
     ///
     /// # Errors
