@@ -22,6 +22,8 @@ pub mod errno;
 pub mod event_channel;
 pub mod features;
 pub mod grant_table;
+#[cfg(feature = "kernel")]
+pub mod kernel;
 mod layout;
 pub mod memory;
 pub mod netif;

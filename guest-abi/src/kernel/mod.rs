@@ -1,0 +1,59 @@
+//! What a PV kernel of one's own needs: an entry point, hypercalls, traps,
+//! events, time, page tables, more vCPUs, user mode.
+//!
+//! ```ignore
+//! #![no_std]
+//! #![no_main]
+//! #![cfg_attr(panic = "unwind", feature(lang_items), allow(internal_features))]
+//!
+//! guest_abi::pv_kernel!(main, name = "hello");
+//!
+//! fn main(boot: &'static guest_abi::kernel::Boot) -> ! {
+//!     boot.init().expect("the hypervisor refuses the usual set-up");
+//!     guest_abi::kprintln!("hello from {} pages", boot.start_info().nr_pages);
+//!     guest_abi::kernel::sched::shutdown(guest_abi::sched::SHUTDOWN_POWEROFF)
+//! }
+//! ```
+//!
+//! A build script gives the linker its arguments
+//! (`cargo:rustc-link-arg-bins=-Txen-pv.ld` and the rest of the list in this
+//! crate's `build.rs`). A workspace of kernels says `panic = "abort"` in its
+//! profiles and leaves the third line out; the line is for workspaces, like
+//! ours, whose other members unwind.
+//!
+//! # The red zone: where a kernel may be interrupted
+//!
+//! A bounce frame is pushed right under the interrupted kernel's stack
+//! pointer. Code for the ordinary `x86_64-unknown-linux-gnu` target, the
+//! prebuilt `core` included, keeps live data there (128 bytes, the *red
+//! zone*). So, by law:
+//!
+//! - **Events are masked** from the first instruction on, except inside
+//!   [`event::take`] and [`event::block`]: inline assembly that tells the
+//!   compiler that it uses the stack, so that no red zone is live, and that
+//!   all registers of the calling convention change. Handlers run there.
+//! - **Hypercalls** are safe anywhere, for the same reason.
+//! - **An exception** in ordinary code is the end: it is reported and the
+//!   domain crashes. Only the functions of [`guard`] may fault and go on: they
+//!   are naked functions, which keep nothing below the stack pointer.
+//! - User mode has its own stack; traps from it are always fine.
+
+pub mod boot;
+pub mod console;
+pub mod entry;
+pub mod event;
+pub mod guard;
+pub mod hypercall;
+pub mod mem;
+pub mod mm;
+pub mod sched;
+pub mod smp;
+pub mod time;
+pub mod trap;
+pub mod user;
+
+pub use boot::Boot;
+
+/// The virtual address of pseudo-physical page 0 in the initial mapping: the
+/// note `VIRT_BASE`, and where `xen-pv.ld` links a kernel.
+pub const VIRT_BASE: u64 = 0xffff_ffff_8000_0000;
