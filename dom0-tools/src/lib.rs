@@ -5,5 +5,6 @@ pub mod builder;
 pub mod config;
 pub mod console;
 pub mod paths;
+pub mod services;
 pub mod xenstore;
 pub mod xm;
