@@ -6,6 +6,7 @@
 pub mod cpu;
 pub mod engine;
 pub mod events;
+pub mod grants;
 pub mod guest_access;
 pub mod hypercall;
 pub mod memory;
