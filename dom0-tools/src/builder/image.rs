@@ -6,6 +6,7 @@ use std::{
     io::{self, Read},
     ops::Range,
     path::{Path, PathBuf},
+    sync::OnceLock,
 };
 
 use guest_abi::addr::{GuestVirt, PAGE_SIZE};
@@ -16,6 +17,7 @@ use super::{
     bzimage::{BzImage, BzImageError},
     decompress::{Compression, DecompressError},
     elf::{ElfError, ElfKernel, Segment},
+    kallsyms,
     notes::{NotesError, XenNotes},
     symbols::SymbolTable,
     virt,
@@ -218,6 +220,7 @@ pub struct KernelImage {
     notes: XenNotes,
     placement: Placement,
     map: Option<SymbolTable>,
+    found: OnceLock<Option<SymbolTable>>,
 }
 
 impl KernelImage {
@@ -318,6 +321,7 @@ impl KernelImage {
             notes,
             placement,
             map: None,
+            found: OnceLock::new(),
         })
     }
 
@@ -369,29 +373,33 @@ impl KernelImage {
 
     /// The kernel's symbols: from a `System.map` that was given, from the
     /// image, or from a `System.map` beside it (`vmlinuz-X` and
-    /// `System.map-X`, as distributions install them).
+    /// `System.map-X`, as distributions install them). Looked for once.
     #[must_use]
-    pub fn symbols(&self) -> Option<std::borrow::Cow<'_, SymbolTable>> {
-        use std::borrow::Cow;
+    pub fn symbols(&self) -> Option<&SymbolTable> {
         if let Some(table) = self.map.as_ref().or(self.elf.symbols.as_ref()) {
-            return Some(Cow::Borrowed(table));
+            return Some(table);
         }
+        self.found
+            .get_or_init(|| {
+                self.map_beside()
+                    .or_else(|| kallsyms::find(&self.elf.segments))
+            })
+            .as_ref()
+    }
+
+    fn map_beside(&self) -> Option<SymbolTable> {
         let name = self.path.file_name()?.to_str()?;
-        let (_, version) = name.split_once('-').unwrap_or((name, ""));
-        let map = match version {
-            "" => "System.map".into(),
-            version => format!("System.map-{version}"),
+        let map = match name.split_once('-') {
+            Some((_, version)) => format!("System.map-{version}"),
+            None => "System.map".into(),
         };
-        let table = SymbolTable::from_map_file(&self.path.with_file_name(map)).ok()??;
-        Some(Cow::Owned(table))
+        SymbolTable::from_map_file(&self.path.with_file_name(map)).ok()?
     }
 
     /// The name at or before `address`, and the distance from it.
     #[must_use]
-    pub fn symbolise(&self, address: u64) -> Option<(String, u64)> {
-        let symbols = self.symbols()?;
-        let (name, offset) = symbols.lookup(address)?;
-        Some((name.to_owned(), offset))
+    pub fn symbolise(&self, address: u64) -> Option<(&str, u64)> {
+        self.symbols()?.lookup(address)
     }
 }
 

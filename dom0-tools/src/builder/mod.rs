@@ -21,6 +21,7 @@ pub mod domain;
 pub mod elf;
 pub mod hypercall_page;
 pub mod image;
+pub mod kallsyms;
 pub mod layout;
 pub mod memory;
 pub mod notes;
