@@ -1,1 +1,3 @@
 //! Harness of the whole-system tests.
+
+pub mod guest;
