@@ -36,6 +36,12 @@ pub fn port() -> Option<Port> {
     (port != 0).then_some(Port(port))
 }
 
+/// The ring's page; null without one. Nothing in it may be borrowed.
+#[must_use]
+pub fn ring() -> *mut XenconsInterface {
+    RING.load(Ordering::Acquire)
+}
+
 /// Writes to the ring, waiting for room for at most two seconds. Returns how
 /// many bytes went in.
 pub fn ring_write(bytes: &[u8]) -> usize {
@@ -111,7 +117,8 @@ pub fn ring_read(buffer: &mut [u8]) -> usize {
     count
 }
 
-fn notify() {
+/// Tells the daemon to look at the ring.
+pub fn notify() {
     if let Some(port) = port() {
         // A daemon that is gone is no reason to stop.
         let _ = event::send(port);
