@@ -276,12 +276,14 @@ impl Order {
 pub struct Machine(Rc<RefCell<HashMap<u64, Box<[u8; 4096]>>>>);
 
 impl Machine {
-    pub fn byte(&self, at: u64) -> u8 {
+    /// `len` bytes at `at`, all in one page.
+    pub fn within_page(&self, at: u64, len: usize) -> Vec<u8> {
         let offset = usize::try_from(at & 0xfff).unwrap();
-        self.0
-            .borrow()
-            .get(&(at >> 12))
-            .map_or(0, |page| page[offset])
+        let pages = self.0.borrow();
+        match pages.get(&(at >> 12)) {
+            Some(page) => page[offset..offset + len].to_vec(),
+            None => vec![0; len],
+        }
     }
 
     pub fn word(&self, at: u64) -> u64 {

@@ -97,13 +97,18 @@ impl Guest {
     }
 
     fn bytes(&self, address: u64, len: usize) -> Vec<u8> {
-        (address..)
-            .take(len)
-            .map(|at| {
-                let (frame, _) = self.walk(at).expect("a mapped address");
-                self.machine.byte((frame << 12) + (at & 0xfff))
-            })
-            .collect()
+        let end = address + len as u64;
+        let mut bytes = Vec::new();
+        let mut at = address;
+        while at < end {
+            let (frame, _) = self.walk(at).expect("a mapped address");
+            let start = (frame << 12) + (at & 0xfff);
+            let next = end.min((at | 0xfff) + 1);
+            let len = usize::try_from(next - at).unwrap();
+            bytes.extend(self.machine.within_page(start, len));
+            at = next;
+        }
+        bytes
     }
 
     fn start_info(&self) -> StartInfo {
@@ -248,12 +253,10 @@ impl Guest {
         let found: Vec<u8> = if info.flags & SIF_MOD_START_PFN == 0 {
             self.bytes(info.mod_start, ramdisk.content().len())
         } else {
-            (0..ramdisk.content().len())
-                .map(|at| {
-                    let pfn = usize::try_from(info.mod_start).unwrap() + (at >> 12);
-                    self.machine
-                        .byte((self.frames[pfn] << 12) + (at as u64 & 0xfff))
-                })
+            let first = usize::try_from(info.mod_start).unwrap();
+            let pages = ramdisk.content().chunks(4096).zip(&self.frames[first..]);
+            pages
+                .flat_map(|(page, frame)| self.machine.within_page(frame << 12, page.len()))
                 .collect()
         };
         assert!(found == ramdisk.content(), "the ramdisk");
