@@ -48,6 +48,12 @@ impl DomainMemory for Ram {
         self.0.borrow_mut()[start..start + bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
+
+    fn read(&self, at: MachineAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let start = usize::try_from(at.0 - BASE.addr().unwrap().0).unwrap();
+        buf.copy_from_slice(&self.0.borrow()[start..start + buf.len()]);
+        Ok(())
+    }
 }
 
 impl TableStore for Ram {

@@ -5,6 +5,8 @@
 
 use thiserror::Error;
 
+use super::notes::printable;
+
 /// A bzImage's payload and what its header says for people.
 #[derive(Debug, PartialEq)]
 pub struct BzImage<'a> {
@@ -93,7 +95,7 @@ fn version(image: &[u8]) -> Option<String> {
     let start = usize::from(pointer) + 0x200;
     let text = image.get(start..)?.split(|&byte| byte == 0).next()?;
     let text = &text[..text.len().min(256)];
-    Some(String::from_utf8_lossy(text).into_owned())
+    Some(printable(text))
 }
 
 fn slice(image: &[u8], start: u64, end: u64) -> Option<&[u8]> {

@@ -361,6 +361,19 @@ impl KernelImage {
         &self.elf.segments
     }
 
+    /// Whether a virtual address lies in a segment with instructions.
+    #[must_use]
+    pub fn is_code(&self, address: u64) -> bool {
+        const EXECUTABLE: u32 = 1;
+        let physical = address
+            .checked_sub(self.placement.virt_base)
+            .and_then(|offset| offset.checked_add(self.placement.paddr_offset));
+        physical.is_some_and(|physical| {
+            let mut code = self.elf.segments.iter();
+            code.any(|s| s.flags & EXECUTABLE != 0 && s.physical().contains(&physical))
+        })
+    }
+
     /// Takes symbols from a `System.map`; one beside the image is found by
     /// [`symbols`](Self::symbols) without this.
     ///

@@ -61,6 +61,13 @@ pub trait DomainMemory {
     /// # Errors
     /// [`MemoryError::OutOfRange`].
     fn write(&mut self, at: MachineAddr, bytes: &[u8]) -> Result<(), MemoryError>;
+
+    /// Copies from machine address `at` and on into `buf`. What comes is the
+    /// guest's, and may change at any time.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfRange`].
+    fn read(&self, at: MachineAddr, buf: &mut [u8]) -> Result<(), MemoryError>;
 }
 
 /// Which machine frame each pseudo-physical frame has.
@@ -204,18 +211,33 @@ impl MappedMemory {
     }
 }
 
+impl MappedMemory {
+    /// Where `len` bytes at `at` lie in the mapping. The end is checked by
+    /// whoever uses it.
+    fn offset(&self, at: MachineAddr, len: usize) -> Result<usize, MemoryError> {
+        at.checked_offset_from(self.base)
+            .and_then(|offset| usize::try_from(offset).ok())
+            .ok_or(MemoryError::OutOfRange { at, len })
+    }
+}
+
 impl DomainMemory for MappedMemory {
     fn write(&mut self, at: MachineAddr, bytes: &[u8]) -> Result<(), MemoryError> {
         let len = bytes.len();
-        let outside = || MemoryError::OutOfRange { at, len };
-        let offset = at
-            .checked_offset_from(self.base)
-            .and_then(|offset| usize::try_from(offset).ok())
-            .ok_or_else(outside)?;
-        self.region
-            .as_volatile_slice()
+        let offset = self.offset(at, len)?;
+        let slice = self.region.as_volatile_slice();
+        slice
             .write_slice(bytes, offset)
-            .map_err(|_| outside())
+            .map_err(|_| MemoryError::OutOfRange { at, len })
+    }
+
+    fn read(&self, at: MachineAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
+        let len = buf.len();
+        let offset = self.offset(at, len)?;
+        let slice = self.region.as_volatile_slice();
+        slice
+            .read_slice(buf, offset)
+            .map_err(|_| MemoryError::OutOfRange { at, len })
     }
 }
 
@@ -248,6 +270,16 @@ mod tests {
         let frames = PhysMap::new(extents, 4).unwrap();
         let bytes: Vec<u8> = (0..=250).cycle().take(3 * 4096).collect();
         frames.write(&mut memory, 100, &bytes).unwrap();
+        let mut back = [0; 300];
+        memory
+            .read(MachineAddr(0x100_2000 + 100), &mut back)
+            .unwrap();
+        assert_eq!(back, bytes[..300]);
+        assert!(
+            memory
+                .read(MachineAddr(0x100_4000 - 299), &mut back)
+                .is_err()
+        );
         drop(memory);
         let mut content = Vec::new();
         file.seek(SeekFrom::Start(0)).unwrap();

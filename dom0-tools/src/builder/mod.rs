@@ -15,6 +15,7 @@
 //! nothing else.
 
 pub mod bzimage;
+pub mod crash;
 pub mod decompress;
 pub mod describe;
 pub mod domain;
@@ -33,6 +34,7 @@ pub mod virt;
 #[cfg(test)]
 mod testing;
 
+pub use crash::{crash_report, crash_report_of};
 pub use describe::describe;
 pub use domain::{BuildError, BuildSpec, Built, DomainControl, build, plan};
 pub use image::{KernelError, KernelFault, KernelImage, Progress};

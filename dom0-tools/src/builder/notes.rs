@@ -153,7 +153,7 @@ impl XenNotes {
                     parsed.note(*kind, content);
                 }
             }
-            Some(text) => parsed.section(&String::from_utf8_lossy(text)),
+            Some(text) => parsed.section(&printable(text)),
             None => return Err(NotesError::NotPv),
         }
         parsed.check()?;
@@ -275,7 +275,15 @@ fn number(content: &[u8]) -> u64 {
 fn text(content: &[u8]) -> String {
     let end = content.iter().position(|&byte| byte == 0);
     let content = &content[..end.unwrap_or(content.len()).min(256)];
-    String::from_utf8_lossy(content).into_owned()
+    printable(content)
+}
+
+/// Text of a stranger's for a terminal: no control characters.
+pub(super) fn printable(text: &[u8]) -> String {
+    String::from_utf8_lossy(text)
+        .chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
 }
 
 /// A number as C's `strtoull` reads it with base 0.

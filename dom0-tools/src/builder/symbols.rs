@@ -104,7 +104,9 @@ impl SymbolTable {
         let Ok(at) = u32::try_from(self.names.len()) else {
             return;
         };
-        if address == 0 || name.is_empty() || name.contains(&0) {
+        // Names are shown on terminals.
+        let graphic = name.iter().all(u8::is_ascii_graphic);
+        if address == 0 || name.is_empty() || !graphic {
             return;
         }
         self.entries.push((address, at));

@@ -309,6 +309,11 @@ impl DomainMemory for Machine {
         }
         Ok(())
     }
+
+    fn read(&self, at: MachineAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
+        buf.copy_from_slice(&self.within_page(at.0, buf.len()));
+        Ok(())
+    }
 }
 
 /// A hypervisor that does what it is told and remembers it.
