@@ -31,6 +31,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::paths;
 
+pub(crate) use start::detach;
 pub use start::find_program;
 pub use stop::stop;
 
@@ -168,6 +169,12 @@ impl Service {
             Service::Hypervisor => vec!["--socket".into(), paths::privcmd_socket().into()],
             Service::Xenstored | Service::Xenconsoled => Vec::new(),
         }
+    }
+
+    /// Whether its first process ends as soon as it serves: its lock alone
+    /// does not say that.
+    const fn goes_into_background(self) -> bool {
+        matches!(self, Service::Xenconsoled)
     }
 
     /// Its log.

@@ -41,7 +41,7 @@ pub(super) fn start(service: Service) -> Result<(), ServiceError> {
 }
 
 /// A session of its own: no terminal's hang-up or Ctrl+C reaches it.
-fn detach(command: &mut Command) {
+pub(crate) fn detach(command: &mut Command) {
     // SAFETY: the closure runs in the child between fork and exec; setsid is
     // async-signal-safe and nothing else happens in it.
     unsafe {
@@ -60,7 +60,7 @@ fn wait_until_it_answers(
     let program = service.program();
     let give_up = Instant::now() + PATIENCE;
     loop {
-        if service.answers()? {
+        if !service.goes_into_background() && service.answers()? {
             return Ok(());
         }
         if let Ok(Some(status)) = child.try_wait() {

@@ -4,8 +4,13 @@
 
 use std::{io, process::ExitCode};
 
-use super::{Session, table::Command, usage};
-use crate::config::Diagnostic;
+use domus_privcmd::client::ClientError;
+
+use super::{Session, life::LifeError, table::Command, usage};
+use crate::{
+    config::Diagnostic, console::attach::AttachError, services::ServiceError,
+    xenstore::client::Error as StoreError,
+};
 
 /// Why a subcommand failed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +53,24 @@ pub enum XmError {
     /// A configuration that is wrong.
     #[error(transparent)]
     Config(#[from] Box<Diagnostic>),
+    /// The services.
+    #[error(transparent)]
+    Services(#[from] ServiceError),
+    /// The hypervisor.
+    #[error(transparent)]
+    Hypervisor(#[from] ClientError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Making or ending a domain.
+    #[error(transparent)]
+    Life(#[from] LifeError),
+    /// The console.
+    #[error(transparent)]
+    Console(#[from] AttachError),
+    /// An exit code that says it all.
+    #[error("exit code {0}")]
+    Quiet(u8),
     /// Who reads our output has gone.
     #[error("the output was closed")]
     OutputClosed,
@@ -71,6 +94,7 @@ impl XmError {
     pub fn exit_code(&self) -> u8 {
         match self {
             XmError::NoDomain(_) => 3,
+            XmError::Quiet(code) => *code,
             _ => 1,
         }
     }
@@ -79,7 +103,7 @@ impl XmError {
     #[must_use]
     pub fn report(&self, session: &Session) -> ExitCode {
         match self {
-            XmError::OutputClosed => {}
+            XmError::OutputClosed | XmError::Quiet(_) => {}
             XmError::NoCommand => eprintln!("{}", usage::short(session)),
             XmError::NoSubcommand(_) => eprintln!("Error: {self}\n{}", usage::short(session)),
             XmError::Usage { command, .. } => {

@@ -10,12 +10,30 @@
 //! is for people only goes to stderr.
 
 pub mod columns;
+pub mod console;
+pub mod crash;
+pub mod create;
+pub mod dmesg;
 pub mod error;
+pub mod help;
+pub mod host;
+pub mod info;
+pub mod life;
+pub mod list;
+pub mod monitor;
+pub mod names;
+pub mod nodes;
 pub mod output;
+pub mod pause;
+pub mod progress;
+pub mod record;
+pub mod shutdown;
+pub mod signals;
+pub mod stop_services;
 pub mod table;
+pub mod uptime;
 pub mod usage;
-
-mod help;
+pub mod vcpus;
 
 use std::{ffi::OsString, path::Path, process::ExitCode};
 
@@ -70,6 +88,7 @@ fn dispatch(session: &Session, args: &[String]) -> Result<(), XmError> {
                 env!("CARGO_PKG_VERSION")
             ));
         }
+        monitor::ARGUMENT => return monitor::main(rest),
         _ => {}
     }
     let command = match table::resolve(word) {

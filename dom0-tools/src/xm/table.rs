@@ -93,6 +93,23 @@ const NO_VTPM: &str = "there are no virtual TPMs";
 
 /// All subcommands, in the order of `xm help`.
 pub static COMMANDS: &[Command] = &[
+    ready::<super::create::Create>("create", Group::Domains),
+    ready::<super::shutdown::Shutdown>("shutdown", Group::Domains),
+    ready::<super::shutdown::Reboot>("reboot", Group::Domains),
+    ready::<super::pause::Destroy>("destroy", Group::Domains),
+    ready::<super::pause::Pause>("pause", Group::Domains),
+    ready::<super::pause::Unpause>("unpause", Group::Domains),
+    ready::<super::names::Rename>("rename", Group::Domains),
+    ready::<super::console::Console>("console", Group::Domains),
+    ready::<super::list::List>("list", Group::Looking),
+    ready::<super::vcpus::VcpuList>("vcpu-list", Group::Looking),
+    ready::<super::uptime::Uptime>("uptime", Group::Looking),
+    ready::<super::names::Domid>("domid", Group::Looking),
+    ready::<super::names::Domname>("domname", Group::Looking),
+    ready::<super::names::Domstate>("domstate", Group::Looking),
+    ready::<super::info::Info>("info", Group::Host),
+    ready::<super::dmesg::Dmesg>("dmesg", Group::Host),
+    ready::<super::stop_services::StopServices>("stop-services", Group::Host),
     ready::<super::help::Help>("help", Group::Host),
     // Not here yet, or never.
     absent("block-attach", NO_DEVICES),
@@ -263,6 +280,9 @@ mod tests {
     #[test]
     fn unique_prefixes_of_two_letters() {
         assert_eq!(found("he"), Some("help"));
+        assert_eq!(found("li"), Some("list"));
+        assert_eq!(found("des"), Some("destroy"));
+        assert_eq!(found("dm"), Some("dmesg"));
         assert_eq!(found("h"), None);
         assert!(matches!(resolve("net"), Resolved::Ambiguous(names) if names.len() == 3));
         assert!(matches!(resolve("zz"), Resolved::Unknown));

@@ -60,21 +60,24 @@ fn message(name: &str, error: &clap::Error, clap: clap::Command) -> String {
         _ => false,
     };
     if counting {
-        return format!("'{name}' requires {}.", wanted(clap));
+        let missing = error.kind() == ErrorKind::MissingRequiredArgument;
+        return format!("'{name}' requires {}.", wanted(clap, usize::from(missing)));
     }
     let text = error.render().to_string();
     let line = text.lines().next().unwrap_or_default();
     line.strip_prefix("error: ").unwrap_or(line).to_owned()
 }
 
-/// "1 argument", "between 0 and 2 arguments".
-fn wanted(clap: clap::Command) -> String {
+/// "1 argument", "between 0 and 2 arguments"; `at_least` is known of the
+/// arguments that an option may stand for.
+fn wanted(clap: clap::Command, at_least: usize) -> String {
     let (mut least, mut most) = (0usize, Some(0usize));
     for arg in clap.get_positionals() {
         least += usize::from(arg.is_required_set());
         let unbounded = matches!(arg.get_action(), clap::ArgAction::Append);
         most = if unbounded { None } else { most.map(|n| n + 1) };
     }
+    least = least.max(at_least);
     let plural = |n: usize| if n == 1 { "" } else { "s" };
     match most {
         Some(most) if most == least => format!("{most} argument{}", plural(most)),

@@ -1,0 +1,360 @@
+//! The process that each domain leaves behind: it waits until the domain shuts
+//! down and does what its configuration wants then.
+//!
+//! `xm create` starts it as `xm --domain-monitor N` in a session of its own,
+//! with its output in `xm-NAME.log`, and goes on only after it has said
+//! `ready`. It keeps the configuration in memory: the file may change or go.
+//!
+//! ```text
+//!   VIRQ_DOM_EXC -> shut down? -> poweroff  on_poweroff
+//!                                 reboot    on_reboot
+//!                                 crash     on_crash
+//!                   gone?      -> clean up, end
+//! ```
+//!
+//! Law: a domain that restarts within [`MIN_RESTART_TIME`] of its last restart
+//! is destroyed instead, so that one that dies at once does not do so for
+//! ever (xend's rule). When the hypervisor is gone the monitor ends; the next
+//! `xm` cleans up.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, BufRead, BufReader, Write},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{fs::OpenOptionsExt, process::CommandExt},
+    },
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use domus_privcmd::{
+    client::{Client, ClientError},
+    protocol::DomainInfo,
+};
+use guest_abi::addr::DomId;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use uuid::Uuid;
+
+use super::{
+    crash,
+    error::XmError,
+    host::Host,
+    life::{self, Images, Making, Origin},
+    nodes,
+    progress::Progress,
+    record::Record,
+    signals::Held,
+};
+use crate::{config::action::Action, paths, services, xenstore::client::Client as Store};
+
+/// A domain that restarts sooner than this after its last restart does not.
+pub const MIN_RESTART_TIME: f64 = 10.0;
+
+/// The argument that makes `xm` a monitor.
+pub const ARGUMENT: &str = "--domain-monitor";
+
+/// How often the hypervisor is asked without having said anything: that is
+/// how its own end is noticed.
+const LOOK_AGAIN: u16 = 2000;
+
+const READY: &str = "ready";
+const VIRQ_DOM_EXC: u32 = 3;
+
+const SHUTDOWN_POWEROFF: u32 = 0;
+const SHUTDOWN_REBOOT: u32 = 1;
+const SHUTDOWN_SUSPEND: u32 = 2;
+
+/// A monitor's log.
+#[must_use]
+pub fn log_of(name: &str) -> PathBuf {
+    paths::log_dir().join(format!("xm-{name}.log"))
+}
+
+/// Starts the monitor of a domain and waits until it watches.
+///
+/// # Errors
+/// It could not be started.
+pub fn start(record: &Record) -> Result<(), XmError> {
+    let failed =
+        |what: String| XmError::Failed(format!("can't start the domain's monitor: {what}"));
+    services::make_dir(&paths::log_dir())?;
+    let path = log_of(record.config.name.as_str());
+    let log = OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|e| failed(format!("{}: {e}", path.display())))?;
+    let program = std::env::current_exe().map_err(|e| failed(e.to_string()))?;
+    let mut command = Command::new(program);
+    command
+        .arg0(format!("xm monitor {}", record.config.name))
+        .args([ARGUMENT, &record.dom.to_string()])
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(log);
+    services::detach(&mut command);
+    let mut child = command.spawn().map_err(|e| failed(e.to_string()))?;
+    let mut line = String::new();
+    if let Some(output) = child.stdout.take() {
+        let _ = BufReader::new(output).read_line(&mut line);
+    }
+    if line.trim_end() == READY {
+        return Ok(());
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    Err(failed(format!("see {}", path.display())))
+}
+
+/// The monitor's own program: `args` is what follows [`ARGUMENT`].
+///
+/// # Errors
+/// There is no such domain, or the services can't be reached.
+pub fn main(args: &[String]) -> Result<(), XmError> {
+    let [dom] = args else {
+        return Err(XmError::Failed(format!("{ARGUMENT} is for xm itself")));
+    };
+    let record = dom.parse().ok().and_then(|n| Record::load(DomId(n)));
+    let record = record.ok_or_else(|| XmError::NoDomain(dom.clone()))?;
+    let host = Host {
+        hypervisor: Client::connect(&paths::privcmd_socket())?,
+        store: Store::connect()?,
+    };
+    let (_, changed) = host.hypervisor.evtchn_bind_virq(VIRQ_DOM_EXC)?;
+    let mut monitor = Monitor {
+        host,
+        changed,
+        record,
+    };
+    monitor.say("watching");
+    detach_output()?;
+    monitor.run()
+}
+
+/// Tells `xm create` that all is well, and lets go of its pipe.
+fn detach_output() -> Result<(), XmError> {
+    let failed = |e: io::Error| XmError::Failed(format!("can't answer xm create: {e}"));
+    writeln!(io::stdout(), "{READY}").map_err(failed)?;
+    nix::unistd::dup2_stdout(io::stderr()).map_err(|errno| failed(errno.into()))
+}
+
+struct Monitor {
+    host: Host,
+    changed: OwnedFd,
+    record: Record,
+}
+
+/// Whether the monitor has more to do.
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    Watch,
+    End,
+}
+
+impl Monitor {
+    fn run(&mut self) -> Result<(), XmError> {
+        loop {
+            match self.look() {
+                Ok(Next::End) => return Ok(()),
+                Ok(Next::Watch) => self.wait()?,
+                Err(XmError::Hypervisor(ClientError::Disconnected { .. })) => {
+                    self.say("the hypervisor has gone; nothing is left to do");
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.say(&format!("failed: {error}"));
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Until the hypervisor says that some domain has changed.
+    fn wait(&self) -> Result<(), XmError> {
+        let mut fds = [PollFd::new(self.changed.as_fd(), PollFlags::POLLIN)];
+        let failed = |errno: nix::errno::Errno| XmError::Failed(format!("poll: {errno}"));
+        match poll(&mut fds, PollTimeout::from(LOOK_AGAIN)) {
+            Ok(0) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Ok(_) => {
+                let mut count = [0; 8];
+                nix::unistd::read(&self.changed, &mut count).map_err(failed)?;
+                Ok(())
+            }
+            Err(errno) => Err(failed(errno)),
+        }
+    }
+
+    fn look(&mut self) -> Result<Next, XmError> {
+        let (dom, uuid) = (self.record.dom(), self.record.uuid);
+        let info = match self.host.hypervisor.domain_info(dom) {
+            Ok(info) if info.uuid == uuid => Some(info),
+            Ok(_) => None,
+            Err(error) if error.is_no_such_domain() => None,
+            Err(error) => return Err(error.into()),
+        };
+        let Some(info) = info else {
+            self.say("the domain was destroyed");
+            life::clean_up(&mut self.host, dom, uuid)?;
+            return Ok(Next::End);
+        };
+        match info.shutdown {
+            Some(reason) if !info.dying => self.shut_down(&info, reason),
+            _ => Ok(Next::Watch),
+        }
+    }
+
+    fn shut_down(&mut self, info: &DomainInfo, reason: u32) -> Result<Next, XmError> {
+        let config = &self.record.config;
+        let (what, action) = match reason {
+            SHUTDOWN_POWEROFF => ("powered off", config.on_poweroff),
+            SHUTDOWN_REBOOT => ("wants to reboot", config.on_reboot),
+            SHUTDOWN_SUSPEND => ("has suspended itself", Action::Preserve),
+            _ => ("crashed", config.on_crash),
+        };
+        self.say(&format!(
+            "the domain {what} (reason {reason}); action: {action}"
+        ));
+        if !matches!(
+            reason,
+            SHUTDOWN_POWEROFF | SHUTDOWN_REBOOT | SHUTDOWN_SUSPEND
+        ) {
+            let report = crash::report(&self.host.hypervisor, info, &self.record.config.kernel);
+            self.say(&report);
+        }
+        if action.dumps_core() {
+            self.say("no core is dumped: this version has no such function");
+        }
+        match action {
+            Action::Preserve => Ok(Next::End),
+            Action::Destroy | Action::CoredumpDestroy => self.destroy(),
+            Action::Restart | Action::CoredumpRestart => self.restart(false),
+            Action::RenameRestart => self.restart(true),
+        }
+    }
+
+    fn destroy(&mut self) -> Result<Next, XmError> {
+        life::destroy(&mut self.host, self.record.dom(), self.record.uuid)?;
+        self.say("destroyed");
+        Ok(Next::End)
+    }
+
+    fn restart(&mut self, rename: bool) -> Result<Next, XmError> {
+        let now = life::now();
+        if let Some(since) = self.record.last_restart.map(|last| now - last)
+            && since < MIN_RESTART_TIME
+        {
+            self.say(&format!(
+                "restarting too fast ({since:.1} s since the last restart); refusing to restart to avoid loops"
+            ));
+            return self.destroy();
+        }
+        let old = self.record.clone();
+        // The kernel may have been replaced meanwhile: read it before the old
+        // domain goes, so that what is said of it is said early.
+        let images = Images::open(&old.config, &Progress::silent());
+        let uuid = if rename {
+            self.set_aside()?;
+            Uuid::new_v4()
+        } else {
+            life::destroy(&mut self.host, old.dom(), old.uuid)?;
+            old.uuid
+        };
+        let mut config = old.config.clone();
+        config.uuid = Some(uuid);
+        let making = Making {
+            origin: Origin {
+                uuid: Some(uuid),
+                restarts: old.restarts.saturating_add(1),
+                last_restart: Some(now),
+            },
+            progress: &Progress::silent(),
+            held: &Held::hold(),
+        };
+        self.record = life::create(&mut self.host, &config, &images?, &making)?;
+        self.host.hypervisor.unpause_domain(self.record.dom())?;
+        self.say(&format!("restarted as domain {}", self.record.dom));
+        Ok(Next::Watch)
+    }
+
+    /// Renames the dead domain, so that the new one can have its name.
+    fn set_aside(&mut self) -> Result<(), XmError> {
+        let mut record = self.record.clone();
+        for n in 1.. {
+            let name = record.config.name.preserved(n);
+            let (dom, uuid) = (record.dom(), record.uuid);
+            match nodes::rename(&mut self.host.store, dom, uuid, name.as_str()) {
+                Ok(()) => {
+                    record.config.name = name;
+                    break;
+                }
+                Err(nodes::NameError::Taken { .. }) => {}
+                Err(nodes::NameError::Store(error)) => return Err(error.into()),
+            }
+        }
+        record.save().map_err(life::LifeError::Record)?;
+        self.say(&format!("kept as {}", record.config.name));
+        Ok(())
+    }
+
+    /// A line in the log.
+    fn say(&self, what: &str) {
+        let _ = writeln!(
+            io::stderr(),
+            "{} {} ({}): {what}",
+            timestamp(),
+            self.record.config.name,
+            self.record.dom
+        );
+    }
+}
+
+/// Seconds since 1970 as a date and time, UTC.
+fn timestamp() -> String {
+    let elapsed = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap_or(Duration::ZERO);
+    let seconds = elapsed.as_secs();
+    let (days, rest) = (seconds / 86400, seconds % 86400);
+    let (year, month, day) = civil(days);
+    format!(
+        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z",
+        rest / 3600,
+        rest / 60 % 60,
+        rest % 60
+    )
+}
+
+/// The date of a day since 1970, by eras of 400 years from the 1st of March of
+/// year 0.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, of_era) = (days / 146_097, days % 146_097);
+    let year = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year + year / 4 - year / 100);
+    let shifted = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * shifted + 2) / 5 + 1;
+    let month = if shifted < 10 {
+        shifted + 3
+    } else {
+        shifted - 9
+    };
+    let year = year + era * 400 + u64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        assert_eq!(civil(0), (1970, 1, 1));
+        assert_eq!(civil(11_016), (2000, 2, 29));
+        assert_eq!(civil(19_782), (2024, 2, 29));
+        assert_eq!(civil(20_088), (2024, 12, 31));
+    }
+}
