@@ -106,3 +106,94 @@ pub(super) fn unmark(words: &dyn SharedWords, at: MachineAddr, flags: u16) {
         words.fetch_and_u16(at, !flags);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared_words::test_memory::Pages;
+    use guest_abi::grant_table::GTF_PWT;
+    use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+    const AT: MachineAddr = MachineAddr(8);
+    const WRITE: Access = Access {
+        how: Use::Host,
+        write: true,
+    };
+
+    /// A guest that changes its entry right before each access, for a while.
+    struct Fickle {
+        pages: Pages,
+        left: AtomicU32,
+    }
+
+    impl SharedWords for Fickle {
+        fn with_u8(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU8)) {
+            self.pages.with_u8(at, op);
+        }
+        fn with_u16(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU16)) {
+            self.pages.with_u16(at, op);
+        }
+        fn with_u32(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU32)) {
+            self.pages.with_u32(at, op);
+        }
+        fn with_u64(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU64)) {
+            let change = |left: u32| left.checked_sub(1);
+            if self
+                .left
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, change)
+                .is_ok()
+            {
+                let now = self.pages.load_u64(at);
+                self.pages.store_u64(at, now ^ u64::from(GTF_PWT));
+            }
+            self.pages.with_u64(at, op);
+        }
+    }
+
+    /// Marks an entry that changes before each of the first `changes` attempts.
+    fn attempt(changes: u32) -> (Result<Mfn, GrantError>, u16) {
+        let words = Fickle {
+            pages: Pages::new(1),
+            left: AtomicU32::new(0),
+        };
+        words
+            .pages
+            .store_u64(AT, Captured::permit(DomId(7), 55).word());
+        // The first access only looks.
+        words.left.store(changes + 1, Ordering::SeqCst);
+        let outcome = mark(&words, AT, GrantRef(1), Some(DomId(7)), WRITE);
+        (outcome.map(Captured::frame), words.pages.load_u16(AT))
+    }
+
+    #[test]
+    fn xsa_295_five_attempts_and_no_more() {
+        for changes in 0..5 {
+            let (outcome, flags) = attempt(changes);
+            assert_eq!(outcome, Ok(Mfn(55)), "{changes} changes");
+            assert_eq!(
+                flags & !GTF_PWT,
+                GTF_PERMIT_ACCESS | GTF_READING | GTF_WRITING
+            );
+        }
+        for changes in [5, 1000] {
+            let (outcome, flags) = attempt(changes);
+            assert_eq!(outcome, Err(GrantError::Unstable(GrantRef(1))));
+            assert_eq!(flags & (GTF_READING | GTF_WRITING), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_checked_is_what_was_captured() {
+        let words = Pages::new(1);
+        words.store_u64(AT, Captured::permit(DomId(7), u32::MAX).word());
+        let captured = mark(&words, AT, GrantRef(1), Some(DomId(7)), WRITE).unwrap();
+        assert_eq!(captured.frame(), Mfn(u64::from(u32::MAX)));
+        assert_eq!(
+            (captured.dom(), captured.flags()),
+            (DomId(7), GTF_PERMIT_ACCESS)
+        );
+        unmark(&words, AT, GTF_WRITING);
+        assert_eq!(words.load_u16(AT), GTF_PERMIT_ACCESS | GTF_READING);
+        assert_eq!(words.load_u32(MachineAddr(AT.0 + 4)), u32::MAX);
+    }
+}

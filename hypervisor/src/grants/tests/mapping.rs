@@ -152,6 +152,20 @@ fn xsa_218_224_host_and_device_are_two_references() {
 }
 
 #[test]
+fn the_reference_goes_before_the_mark() {
+    let (a, maps) = (Granter::new(3), dom0());
+    a.grant(1, GTF_PERMIT_ACCESS, 0, 10);
+    let held = maps.map(&a.table, host(1, 0)).unwrap();
+    maps.release(held.handle).unwrap();
+    let seen = a.memory.flags_at_put.lock().unwrap().clone();
+    assert_eq!(
+        seen,
+        [GTF_PERMIT_ACCESS | BOTH],
+        "else the guest reuses a frame still in use"
+    );
+}
+
+#[test]
 fn the_end_of_a_connection_ends_its_mappings() {
     let (a, other) = (Granter::new(3), dom0());
     for gref in 1..5 {

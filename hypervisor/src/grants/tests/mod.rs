@@ -33,6 +33,8 @@ pub(crate) struct FakeMemory {
     refs: Mutex<BTreeMap<u64, (u32, u32)>>,
     tables: Mutex<Vec<u64>>,
     next: AtomicU64,
+    /// The flags of grant 1 whenever a reference went.
+    flags_at_put: Mutex<Vec<u16>>,
 }
 
 impl FakeMemory {
@@ -42,6 +44,7 @@ impl FakeMemory {
             refs: Mutex::default(),
             tables: Mutex::default(),
             next: AtomicU64::new(0),
+            flags_at_put: Mutex::default(),
         }
     }
 
@@ -79,6 +82,10 @@ impl GrantMemory for FakeMemory {
     }
 
     fn put_frame(&self, frame: Mfn, write: bool) {
+        self.flags_at_put
+            .lock()
+            .unwrap()
+            .push(self.pages.load_u16(MachineAddr(8)));
         let mut refs = self.refs.lock().unwrap();
         let entry = refs
             .get_mut(&frame.0)
