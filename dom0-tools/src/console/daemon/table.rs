@@ -279,10 +279,13 @@ impl Domain {
 
     /// The log bears the domain's name, also after it was given another.
     fn follow_name(&mut self, store: &mut Store, dom: DomId, log_dir: &Path) -> io::Result<()> {
-        let name = store
-            .read(&format!("{}/name", home(dom)))?
-            .filter(|name| !name.is_empty())
-            .unwrap_or_else(|| format!("domain-{dom}"));
+        let name = store.read(&format!("{}/name", home(dom)))?;
+        let name = match name.filter(|name| !name.is_empty()) {
+            Some(name) => name,
+            None if self.name.is_empty() => format!("domain-{dom}"),
+            // The nodes go before the domain does: its last words are its own.
+            None => return Ok(()),
+        };
         if name != self.name {
             if let Some(console) = &mut self.console {
                 console.set_log(Log::open(log_dir, &name));
