@@ -1,0 +1,232 @@
+//! What others may touch of a vCPU: its requests, its sleep, its thread.
+//!
+//! Protocol. A thread that wants the vCPU's attention sets a request bit, then
+//! wakes it: a sleeping vCPU through the condition variable, a running one by
+//! a signal. The vCPU says that it is in the guest *before* it looks at the
+//! requests for the last time; both sides use sequential consistency, so
+//! either the vCPU sees the bit or the other side sees it in the guest.
+
+use crate::events::VcpuInfoArea;
+use guest_abi::{addr::VcpuId, arch_x86::VcpuGuestContext};
+use nix::sys::pthread::{Pthread, pthread_kill};
+use std::{
+    sync::{
+        Condvar, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
+    },
+    time::{Duration, Instant},
+};
+
+/// Bits of [`VcpuShared::request`].
+pub mod request {
+    /// An event may be deliverable.
+    pub const EVENT: u32 = 1;
+    /// The domain's or the vCPU's run state changed.
+    pub const STATE: u32 = 2;
+    /// Drop cached translations before running on.
+    pub const FLUSH: u32 = 4;
+    /// A timer is due or was changed from outside.
+    pub const TIMER: u32 = 8;
+    /// A poll ended.
+    pub const POLL: u32 = 16;
+}
+
+/// The shared half of a vCPU.
+#[derive(Debug)]
+pub struct VcpuShared {
+    /// Its number.
+    pub id: VcpuId,
+    /// Where its `vcpu_info` is.
+    pub info: VcpuInfoArea,
+    requests: AtomicU32,
+    in_guest: AtomicBool,
+    /// Not parked: between a wake-up and the next sleep.
+    active: AtomicBool,
+    online: AtomicBool,
+    blocked: AtomicBool,
+    thread: Mutex<Option<Pthread>>,
+    sleep: Mutex<()>,
+    wake: Condvar,
+    /// State for the next start, put there by `VCPUOP_initialise`.
+    initial: Mutex<Option<Box<VcpuGuestContext>>>,
+    cpu_time_ns: AtomicU64,
+    cpu: AtomicU32,
+    affinity: Mutex<Vec<u32>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl VcpuShared {
+    /// A vCPU that is down.
+    #[must_use]
+    pub fn new(id: VcpuId, info: VcpuInfoArea) -> Self {
+        VcpuShared {
+            id,
+            info,
+            requests: AtomicU32::new(0),
+            in_guest: AtomicBool::new(false),
+            active: AtomicBool::new(false),
+            online: AtomicBool::new(false),
+            blocked: AtomicBool::new(false),
+            thread: Mutex::new(None),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+            initial: Mutex::new(None),
+            cpu_time_ns: AtomicU64::new(0),
+            cpu: AtomicU32::new(0),
+            affinity: Mutex::new(Vec::new()),
+        }
+    }
+
+    /// Sets request bits and sees to it that the vCPU looks at them.
+    pub fn request(&self, bits: u32) {
+        self.requests.fetch_or(bits, SeqCst);
+        if self.in_guest.load(SeqCst) {
+            if let Some(thread) = *lock(&self.thread) {
+                let _ = pthread_kill(thread, crate::engine::kvm::kick_signal());
+            }
+        } else {
+            drop(lock(&self.sleep));
+            self.wake.notify_all();
+        }
+    }
+
+    /// Takes all request bits.
+    pub fn take_requests(&self) -> u32 {
+        self.requests.swap(0, SeqCst)
+    }
+
+    /// Whether some request waits.
+    #[must_use]
+    pub fn has_requests(&self) -> bool {
+        self.requests.load(SeqCst) != 0
+    }
+
+    /// Marks the vCPU as in the guest, unless a request waits.
+    #[must_use]
+    pub fn enter_guest(&self) -> bool {
+        self.in_guest.store(true, SeqCst);
+        if self.has_requests() {
+            self.in_guest.store(false, SeqCst);
+            return false;
+        }
+        true
+    }
+
+    /// The vCPU has left the guest.
+    pub fn leave_guest(&self) {
+        self.in_guest.store(false, SeqCst);
+    }
+
+    /// Waits until the vCPU has left the guest or taken the requests `bits`.
+    pub fn wait_for(&self, bits: u32) {
+        let mut spins = 0u32;
+        while self.in_guest.load(SeqCst) && self.requests.load(SeqCst) & bits != 0 {
+            spins += 1;
+            if spins.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
+        }
+    }
+
+    /// Sleeps until a request waits or `deadline` is past.
+    pub fn sleep_until(&self, deadline: Option<Instant>) {
+        self.active.store(false, SeqCst);
+        let mut guard = lock(&self.sleep);
+        while !self.has_requests() {
+            guard = match deadline {
+                None => self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner),
+                Some(at) => {
+                    let left = at.saturating_duration_since(Instant::now());
+                    if left == Duration::ZERO {
+                        break;
+                    }
+                    self.wake.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+        drop(guard);
+        self.active.store(true, SeqCst);
+    }
+
+    /// Tells which thread runs this vCPU from now on; `None` when it ends.
+    pub fn set_thread(&self, thread: Option<Pthread>) {
+        *lock(&self.thread) = thread;
+        self.active.store(thread.is_some(), SeqCst);
+    }
+
+    /// Whether a thread exists.
+    #[must_use]
+    pub fn has_thread(&self) -> bool {
+        lock(&self.thread).is_some()
+    }
+
+    /// Whether the vCPU is neither asleep nor without a thread.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.active.load(SeqCst)
+    }
+
+    /// Whether the vCPU is up.
+    #[must_use]
+    pub fn is_online(&self) -> bool {
+        self.online.load(SeqCst)
+    }
+
+    /// Takes the vCPU up or down.
+    pub fn set_online(&self, online: bool) {
+        self.online.store(online, SeqCst);
+        self.request(request::STATE);
+    }
+
+    /// Whether it waits for an event.
+    #[must_use]
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.load(SeqCst)
+    }
+
+    /// Says whether it waits for an event.
+    pub fn set_blocked(&self, blocked: bool) {
+        self.blocked.store(blocked, SeqCst);
+    }
+
+    /// Puts down the state to start from.
+    pub fn set_initial(&self, context: Box<VcpuGuestContext>) {
+        *lock(&self.initial) = Some(context);
+    }
+
+    /// Takes the state to start from.
+    pub fn take_initial(&self) -> Option<Box<VcpuGuestContext>> {
+        lock(&self.initial).take()
+    }
+
+    /// CPU time used, in ns.
+    #[must_use]
+    pub fn cpu_time_ns(&self) -> u64 {
+        self.cpu_time_ns.load(SeqCst)
+    }
+
+    /// Notes the CPU time used and the host CPU that it ran on.
+    pub fn set_cpu_time(&self, ns: u64, cpu: u32) {
+        self.cpu_time_ns.store(ns, SeqCst);
+        self.cpu.store(cpu, SeqCst);
+    }
+
+    /// The host CPU that it last ran on.
+    #[must_use]
+    pub fn cpu(&self) -> u32 {
+        self.cpu.load(SeqCst)
+    }
+
+    /// Host CPUs that it may run on; empty = any.
+    #[must_use]
+    pub fn affinity(&self) -> Vec<u32> {
+        lock(&self.affinity).clone()
+    }
+
+    /// Restricts it to host CPUs; taken over when it next starts or wakes.
+    pub fn set_affinity(&self, cpus: Vec<u32>) {
+        *lock(&self.affinity) = cpus;
+        self.request(request::STATE);
+    }
+}
