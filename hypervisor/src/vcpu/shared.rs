@@ -6,7 +6,6 @@
 //! requests for the last time; both sides use sequential consistency, so
 //! either the vCPU sees the bit or the other side sees it in the guest.
 
-use crate::events::VcpuInfoArea;
 use guest_abi::{addr::VcpuId, arch_x86::VcpuGuestContext};
 use nix::sys::pthread::{Pthread, pthread_kill};
 use std::{
@@ -36,8 +35,6 @@ pub mod request {
 pub struct VcpuShared {
     /// Its number.
     pub id: VcpuId,
-    /// Where its `vcpu_info` is.
-    pub info: VcpuInfoArea,
     requests: AtomicU32,
     in_guest: AtomicBool,
     /// Not parked: between a wake-up and the next sleep.
@@ -61,10 +58,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl VcpuShared {
     /// A vCPU that is down.
     #[must_use]
-    pub fn new(id: VcpuId, info: VcpuInfoArea) -> Self {
+    pub fn new(id: VcpuId) -> Self {
         VcpuShared {
             id,
-            info,
             requests: AtomicU32::new(0),
             in_guest: AtomicBool::new(false),
             active: AtomicBool::new(false),
