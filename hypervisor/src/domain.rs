@@ -12,6 +12,7 @@
 //! tells it to.
 
 use crate::{
+    counts::Counts,
     emulate::CpuidPolicy,
     engine::{
         EngineError, TableWrite, TableWrites,
@@ -22,6 +23,7 @@ use crate::{
     memory::{BASE_MFN, MachineMemory, MemoryError},
     paging::{FrameType, LowAccess, Paging, TableStore},
     shared_words::SharedWords,
+    time::{publish_time, publish_wallclock},
     vcpu::{VcpuShared, request},
 };
 use guest_abi::{
@@ -37,6 +39,9 @@ use std::{
     thread::JoinHandle,
 };
 use uuid::Uuid;
+
+/// A guest's highest event channel, as Xen's tools set it.
+const MAX_GUEST_PORT: u32 = 1023;
 
 /// Why a domain could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +71,8 @@ pub struct Life {
     pub shutdown: Option<u32>,
     /// Being destroyed.
     pub dying: bool,
+    /// What `SCHEDOP_shutdown_code` said: the reason of a shutdown by crash.
+    pub shutdown_code: Option<u32>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -109,10 +116,10 @@ pub struct Domain {
     pub cpuid: CpuidPolicy,
     /// `VMASST_TYPE_*` in force.
     pub vm_assist: AtomicU64,
-    /// Pages that it has.
-    pub tot_pages: AtomicU64,
     /// Pages that it may have.
     pub max_pages: AtomicU64,
+    /// What its vCPUs did.
+    pub counts: Counts,
     mm: Mutex<Paging>,
     life: Mutex<Life>,
     notes: FrameNotes,
@@ -175,8 +182,10 @@ impl Domain {
         let vcpus: Vec<_> = (0..spec.vcpus).map(|id| Arc::new(VcpuShared::new(VcpuId(id)))).collect();
         let words: Arc<dyn SharedWords> = Arc::clone(&memory) as _;
         let delivery = Arc::new(TwoLevel::new(words, MFN_SHARED_INFO, spec.vcpus, Arc::new(Waker(vcpus.clone()))));
-        let key = DomainKey { id: spec.id, generation: spec.generation };
-        let events = EventChannels::new(key, Limits::guest(spec.vcpus), Arc::clone(&delivery) as _);
+        publish_wallclock(&*memory, MFN_SHARED_INFO, host.wall_time());
+        let key = DomainKey { dom: spec.id, generation: spec.generation };
+        let limits = Limits { vcpus: spec.vcpus, max_port: MAX_GUEST_PORT, shared_virqs: false };
+        let events = EventChannels::new(key, limits, Arc::clone(&delivery) as _);
         let mut notes = Vec::new();
         notes.resize_with(usize::try_from(spec.max_pages).unwrap_or(0), AtomicU8::default);
         Ok(Arc::new(Domain {
@@ -191,8 +200,8 @@ impl Domain {
             host,
             cpuid,
             vm_assist: AtomicU64::new(0),
-            tot_pages: AtomicU64::new(0),
             max_pages: AtomicU64::new(spec.max_pages),
+            counts: Counts::default(),
             mm: Mutex::new(paging),
             life: Mutex::new(Life { pauses: 1, ..Life::default() }),
             notes: FrameNotes(notes),
@@ -255,6 +264,35 @@ impl Domain {
         let mut deferred = lock(&self.deferred);
         deferred.words().iter().for_each(|word| into.borrow_mut().push(*word));
         deferred.clear();
+    }
+
+    /// Writes the clock into a vCPU's `vcpu_info`.
+    pub fn publish_clock(&self, vcpu: VcpuId) {
+        let info = self.host.pvclock().info();
+        if let Some(area) = self.delivery.area(vcpu) {
+            area.with_time(|at| publish_time(self.delivery.words(), at, &info));
+        }
+    }
+
+    /// Pages that it has.
+    #[must_use]
+    pub fn tot_pages(&self) -> u64 {
+        self.lock_mm().owned_frames()
+    }
+
+    /// Gives the memory of a frame that was freed back to the host.
+    pub fn discard(&self, mfn: Mfn) {
+        if let Err(error) = self.memory.discard(mfn) {
+            tracing::warn!(domain = self.id.0, %mfn, %error, "a freed frame keeps its memory");
+            let _ = self.memory.clear_frame(mfn);
+        }
+        self.note_written(mfn);
+    }
+
+    /// Whether a `VMASST_TYPE_*` is in force.
+    #[must_use]
+    pub fn has_assist(&self, kind: u32) -> bool {
+        self.vm_assist.load(Ordering::Relaxed) >> kind & 1 != 0
     }
 
     /// Whether vCPUs may run now.

@@ -3,7 +3,6 @@
 use crate::{
     domain::{Domain, Tables},
     guest_access::GuestAccess,
-    paging::Pte,
 };
 use guest_abi::{
     addr::{GuestVirt, MachineAddr, Mfn, PAGE_SIZE},
@@ -42,7 +41,7 @@ impl<'a> VcpuAccess<'a> {
             let step = in_page.min(len - done);
             let mm = self.domain.lock_mm();
             let found = mm.translate(&Tables::read_only(self.domain), self.root, at).ok_or(Errno::EFAULT)?;
-            if !found.has(Pte::USER) || write && !(found.has(Pte::RW) && self.domain.may_write(&mm, found.mfn)) {
+            if !found.user || write && !(found.writable && self.domain.may_write(&mm, found.mfn)) {
                 return Err(Errno::EFAULT);
             }
             let base = found.mfn.addr().ok_or(Errno::EFAULT)?;

@@ -37,17 +37,20 @@ pub struct VcpuShared {
     pub id: VcpuId,
     requests: AtomicU32,
     in_guest: AtomicBool,
+    /// A thread exists or is being made.
+    pub(super) claimed: AtomicBool,
     /// Not parked: between a wake-up and the next sleep.
     active: AtomicBool,
     online: AtomicBool,
+    initialised: AtomicBool,
     blocked: AtomicBool,
     thread: Mutex<Option<Pthread>>,
     sleep: Mutex<()>,
     wake: Condvar,
     /// State for the next start, put there by `VCPUOP_initialise`.
     initial: Mutex<Option<Box<VcpuGuestContext>>>,
+    /// CPU time of threads that have ended.
     cpu_time_ns: AtomicU64,
-    cpu: AtomicU32,
     affinity: Mutex<Vec<u32>>,
 }
 
@@ -63,15 +66,16 @@ impl VcpuShared {
             id,
             requests: AtomicU32::new(0),
             in_guest: AtomicBool::new(false),
+            claimed: AtomicBool::new(false),
             active: AtomicBool::new(false),
             online: AtomicBool::new(false),
+            initialised: AtomicBool::new(false),
             blocked: AtomicBool::new(false),
             thread: Mutex::new(None),
             sleep: Mutex::new(()),
             wake: Condvar::new(),
             initial: Mutex::new(None),
             cpu_time_ns: AtomicU64::new(0),
-            cpu: AtomicU32::new(0),
             affinity: Mutex::new(Vec::new()),
         }
     }
@@ -147,7 +151,9 @@ impl VcpuShared {
 
     /// Tells which thread runs this vCPU from now on; `None` when it ends.
     pub fn set_thread(&self, thread: Option<Pthread>) {
-        *lock(&self.thread) = thread;
+        let mut current = lock(&self.thread);
+        self.cpu_time_ns.fetch_add(current.map_or(0, thread_cpu_time), SeqCst);
+        *current = thread;
         self.active.store(thread.is_some(), SeqCst);
     }
 
@@ -189,6 +195,14 @@ impl VcpuShared {
     /// Puts down the state to start from.
     pub fn set_initial(&self, context: Box<VcpuGuestContext>) {
         *lock(&self.initial) = Some(context);
+        self.initialised.store(true, SeqCst);
+        self.request(request::STATE);
+    }
+
+    /// Whether it was ever given a state.
+    #[must_use]
+    pub fn is_initialised(&self) -> bool {
+        self.initialised.load(SeqCst)
     }
 
     /// Takes the state to start from.
@@ -199,19 +213,8 @@ impl VcpuShared {
     /// CPU time used, in ns.
     #[must_use]
     pub fn cpu_time_ns(&self) -> u64 {
-        self.cpu_time_ns.load(SeqCst)
-    }
-
-    /// Notes the CPU time used and the host CPU that it ran on.
-    pub fn set_cpu_time(&self, ns: u64, cpu: u32) {
-        self.cpu_time_ns.store(ns, SeqCst);
-        self.cpu.store(cpu, SeqCst);
-    }
-
-    /// The host CPU that it last ran on.
-    #[must_use]
-    pub fn cpu(&self) -> u32 {
-        self.cpu.load(SeqCst)
+        let thread = lock(&self.thread);
+        self.cpu_time_ns.load(SeqCst) + thread.map_or(0, thread_cpu_time)
     }
 
     /// Host CPUs that it may run on; empty = any.
@@ -225,4 +228,19 @@ impl VcpuShared {
         *lock(&self.affinity) = cpus;
         self.request(request::STATE);
     }
+}
+
+/// CPU time of a living thread, in ns.
+fn thread_cpu_time(thread: Pthread) -> u64 {
+    let mut clock = 0;
+    // SAFETY: the caller holds the lock under which the thread clears its
+    // handle before it ends, so the thread exists; `clock` is ours.
+    if unsafe { libc::pthread_getcpuclockid(thread, &raw mut clock) } != 0 {
+        return 0;
+    }
+    let clock = nix::time::ClockId::from_raw(clock);
+    clock.now().map_or(0, |time| {
+        let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
+        seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
+    })
 }

@@ -1,0 +1,122 @@
+//! `vcpu_op`.
+
+use super::{Done, OK, Outcome, context};
+use crate::{
+    guest_access::GuestAccessExt,
+    vcpu::{Vcpu, VcpuShared},
+};
+use guest_abi::{
+    addr::{GuestVirt, Mfn, VcpuId},
+    arch_x86::VcpuGuestContext,
+    errno::Errno,
+    vcpu::*,
+};
+use std::sync::Arc;
+use zerocopy::{FromZeros, IntoBytes};
+
+/// `HYPERVISOR_vcpu_op(cmd, vcpu, arg)`.
+///
+/// The operations on memory areas and timers are for the calling vCPU: stock
+/// kernels use them so, but for `register_vcpu_info`, which works for any.
+///
+/// # Errors
+/// `ENOENT` for a vCPU that does not exist; `EINVAL` for another vCPU's area
+/// or timer; `ETIME` for a timer in the past; `EFAULT`; `ENOSYS` for an
+/// unknown command, `EOPNOTSUPP` for NMIs.
+pub(super) fn vcpu_op(vcpu: &mut Vcpu, cmd: u32, id: u32, arg: GuestVirt) -> Outcome {
+    let index = usize::try_from(id).map_err(|_| Errno::ENOENT)?;
+    let target = Arc::clone(vcpu.domain.vcpus.get(index).ok_or(Errno::ENOENT)?);
+    match cmd {
+        VCPUOP_INITIALISE => initialise(vcpu, target.id, arg),
+        VCPUOP_UP => up(vcpu, &target),
+        VCPUOP_DOWN => {
+            target.set_online(false);
+            OK
+        }
+        VCPUOP_IS_UP => Ok(Done::Value(target.is_online().into())),
+        VCPUOP_REGISTER_VCPU_INFO => register_vcpu_info(vcpu, &target, arg),
+        VCPUOP_SEND_NMI => Err(Errno::EOPNOTSUPP),
+        VCPUOP_GET_RUNSTATE_INFO if target.id == vcpu.shared.id => {
+            let info = vcpu.time.runstate.get(vcpu.domain.host.clock.now_ns());
+            vcpu.access().write_obj(arg, &info)?;
+            OK
+        }
+        _ if target.id == vcpu.shared.id => own(vcpu, cmd, arg),
+        _ => own_only(cmd),
+    }
+}
+
+/// Commands that exist, but not for another vCPU.
+fn own_only(cmd: u32) -> Outcome {
+    match cmd {
+        VCPUOP_GET_RUNSTATE_INFO
+        | VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA
+        | VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA
+        | VCPUOP_SET_PERIODIC_TIMER
+        | VCPUOP_STOP_PERIODIC_TIMER
+        | VCPUOP_SET_SINGLESHOT_TIMER
+        | VCPUOP_STOP_SINGLESHOT_TIMER => Err(Errno::EINVAL),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+fn own(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt) -> Outcome {
+    let now = vcpu.domain.host.clock.now_ns();
+    match cmd {
+        VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => {
+            let area: VcpuRegisterMemoryArea = vcpu.access().read_obj(arg)?;
+            vcpu.register_runstate(GuestVirt(area.addr))?;
+        }
+        VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA => {
+            let area: VcpuRegisterMemoryArea = vcpu.access().read_obj(arg)?;
+            vcpu.register_time_area(GuestVirt(area.addr))?;
+        }
+        VCPUOP_SET_PERIODIC_TIMER => {
+            let arg: VcpuSetPeriodicTimer = vcpu.access().read_obj(arg)?;
+            vcpu.time.timers.set_periodic(arg.period_ns, now).map_err(|error| error.errno())?;
+        }
+        VCPUOP_STOP_PERIODIC_TIMER => vcpu.time.timers.stop_periodic(),
+        VCPUOP_SET_SINGLESHOT_TIMER => {
+            let arg: VcpuSetSingleshotTimer = vcpu.access().read_obj(arg)?;
+            let set = vcpu.time.timers.set_singleshot(arg.timeout_abs_ns, arg.flags, now);
+            set.map_err(|error| error.errno())?;
+        }
+        VCPUOP_STOP_SINGLESHOT_TIMER => vcpu.time.timers.stop_singleshot(),
+        _ => return Err(Errno::ENOSYS),
+    }
+    OK
+}
+
+fn initialise(vcpu: &mut Vcpu, id: VcpuId, arg: GuestVirt) -> Outcome {
+    let mut state = VcpuGuestContext::new_box_zeroed().map_err(|_| Errno::ENOMEM)?;
+    crate::guest_access::GuestAccess::read_bytes(&vcpu.access(), arg, state.as_mut_bytes())?;
+    let target = &vcpu.domain.vcpus[usize::try_from(id.0).map_err(|_| Errno::ENOENT)?];
+    if target.is_initialised() {
+        return Err(Errno::EEXIST);
+    }
+    context::install(&vcpu.domain, id, state).map(Done::from)
+}
+
+fn up(vcpu: &Vcpu, target: &VcpuShared) -> Outcome {
+    if !target.is_initialised() {
+        return Err(Errno::EINVAL);
+    }
+    tracing::debug!(domain = vcpu.domain.id.0, vcpu = target.id.0, "up");
+    target.set_online(true);
+    OK
+}
+
+fn register_vcpu_info(vcpu: &Vcpu, target: &VcpuShared, arg: GuestVirt) -> Outcome {
+    let arg: VcpuRegisterVcpuInfo = vcpu.access().read_obj(arg)?;
+    let frame = Mfn(arg.mfn);
+    // The reference is kept for the domain's life: the area can't move again.
+    vcpu.update(|mm, tables| mm.get_writable(tables, frame))?;
+    let registered = vcpu.domain.delivery.register(target.id, frame, arg.offset);
+    registered.map_err(|error| {
+        vcpu.update(|mm, tables| mm.put_writable(tables, frame));
+        error.errno()
+    })?;
+    vcpu.domain.note_written(frame);
+    vcpu.domain.publish_clock(target.id);
+    OK
+}

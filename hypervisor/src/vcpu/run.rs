@@ -1,0 +1,227 @@
+//! The vCPU's thread: wait, deliver, run, handle, again.
+
+use super::{Crash, GuestState, Vcpu, VcpuShared, VcpuTime, Wait, request};
+use crate::{
+    cpu::reg,
+    domain::Domain,
+    engine::{EngineError, Entry},
+    guest_access::GuestAccess,
+};
+use guest_abi::{
+    addr::{GuestVirt, Mfn, VcpuId},
+    arch_x86::VcpuGuestContext,
+    arch_x86_64::cr3_to_pfn,
+    sched::SHUTDOWN_CRASH,
+};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    sys::pthread::pthread_self,
+    unistd::Pid,
+};
+use std::{sync::Arc, time::Instant};
+
+/// Stack of a vCPU thread: its deepest path is a page-table validation.
+const THREAD_STACK: usize = 512 << 10;
+
+/// Makes the thread of a vCPU, unless there is one. The vCPU runs when it is
+/// online and the domain is not paused.
+///
+/// # Errors
+/// The engine refused another vCPU, or the host another thread.
+pub fn start(domain: &Arc<Domain>, id: VcpuId) -> Result<(), EngineError> {
+    let index = usize::try_from(id.0).unwrap_or(usize::MAX);
+    let shared = domain.vcpus.get(index).ok_or(EngineError::Layout("no such vCPU"))?;
+    if !shared.claim_thread() {
+        return Ok(());
+    }
+    let engine = domain.vm.create_vcpu(id.0)?;
+    let vcpu = Vcpu {
+        domain: Arc::clone(domain),
+        shared: Arc::clone(shared),
+        state: GuestState::new(),
+        time: VcpuTime::new(domain, id),
+        wait: Wait::No,
+        in_multicall: false,
+        engine,
+        writes: Default::default(),
+        flush: true.into(),
+        spurious: (0, 0, 0),
+    };
+    let thread = std::thread::Builder::new()
+        .name(format!("d{}v{}", domain.id, id.0))
+        .stack_size(THREAD_STACK)
+        .spawn(move || vcpu.run())
+        .map_err(|error| EngineError::Vm(format!("no thread for the vCPU: {error}")))?;
+    domain.add_thread(thread);
+    Ok(())
+}
+
+impl Vcpu {
+    fn run(mut self) {
+        self.engine.adopt_thread();
+        self.shared.set_thread(Some(pthread_self()));
+        let mut runnable = false;
+        loop {
+            let requests = self.shared.take_requests();
+            if requests & request::STATE != 0 {
+                if self.domain.is_dying() {
+                    break;
+                }
+                runnable = self.take_state();
+            }
+            self.serve(requests);
+            if !runnable || !self.shared.is_online() {
+                self.time.leave_cpu();
+                self.shared.sleep_until(None);
+                continue;
+            }
+            if self.sleeps() {
+                continue;
+            }
+            if let Err(crash) = self.step() {
+                self.crash(&crash);
+            }
+        }
+        self.shared.set_thread(None);
+        let counts = self.engine.counts();
+        tracing::debug!(domain = self.domain.id.0, vcpu = self.shared.id.0, %counts, "vCPU ends");
+    }
+
+    /// Run state as others set it; whether the vCPU may run.
+    fn take_state(&mut self) -> bool {
+        self.apply_affinity();
+        if let Some(context) = self.shared.take_initial() {
+            self.load_context(&context);
+        }
+        self.domain.may_run()
+    }
+
+    fn load_context(&mut self, context: &VcpuGuestContext) {
+        self.state.load(context);
+        self.state.kernel_root = Mfn(cr3_to_pfn(context.ctrlreg[3]));
+        let user = context.ctrlreg[1];
+        self.state.user_root = (user & 1 != 0).then(|| Mfn(cr3_to_pfn(user)));
+        self.wait = Wait::No;
+        self.domain.publish_clock(self.shared.id);
+        self.flush();
+    }
+
+    fn apply_affinity(&self) {
+        let cpus = self.shared.affinity();
+        let mut set = CpuSet::new();
+        let wanted: Vec<u32> = if cpus.is_empty() { (0..CpuSet::count() as u32).collect() } else { cpus };
+        for cpu in wanted {
+            let _ = set.set(cpu as usize);
+        }
+        if let Err(error) = sched_setaffinity(Pid::from_raw(0), &set) {
+            tracing::warn!(domain = self.domain.id.0, vcpu = self.shared.id.0, %error, "affinity not applied");
+        }
+    }
+
+    fn serve(&mut self, requests: u32) {
+        if requests & (request::FLUSH | request::STATE) != 0 {
+            self.flush();
+            self.domain.take_deferred(&self.writes);
+        }
+        if requests & request::POLL != 0 {
+            self.end_poll();
+        }
+        if self.time.fire() {
+            self.end_poll();
+        }
+    }
+
+    /// Sleeps if the guest waits for something that has not come.
+    fn sleeps(&mut self) -> bool {
+        if self.wait == Wait::No {
+            return false;
+        }
+        if self.event_deliverable() {
+            self.end_poll();
+            return false;
+        }
+        let clock = &self.domain.host.clock;
+        let until = self.time.next_deadline(true).map(|ns| Instant::now() + clock.until(ns));
+        self.time.block();
+        self.shared.set_blocked(true);
+        self.shared.sleep_until(until);
+        self.shared.set_blocked(false);
+        true
+    }
+
+    /// Delivers what is due, runs the guest to its next trap, deals with it.
+    fn step(&mut self) -> Result<(), Crash> {
+        if self.event_deliverable() {
+            self.bounce(self.state.event, None)?;
+        }
+        if !GuestVirt(self.state.context.rip).is_canonical() {
+            return self.bounce(self.state.trap_handler(13), Some(0));
+        }
+        self.time.enter_cpu();
+        self.publish_time();
+        if !self.shared.enter_guest() {
+            return Ok(());
+        }
+        let mut entry = Entry {
+            root: self.state.root(),
+            context: &mut self.state.context,
+            flush: self.flush.replace(false),
+            writes: self.writes.get_mut(),
+        };
+        let trap = self.engine.run(&mut entry);
+        self.shared.leave_guest();
+        self.handle(trap?)
+    }
+
+    /// The domain can't go on: says why, with the registers, and shuts it down.
+    fn crash(&self, crash: &Crash) {
+        let report = self.report(crash);
+        tracing::warn!(domain = self.domain.id.0, "{report}");
+        self.domain.host.console.print(&report);
+        self.domain.shut_down(SHUTDOWN_CRASH);
+    }
+
+    fn report(&self, crash: &Crash) -> String {
+        use std::fmt::Write;
+        let context = &self.state.context;
+        let mut text = format!("domain {} vCPU {} crashed: {crash}\n", self.domain.id, self.shared.id);
+        let mode = if self.state.user_mode { "user" } else { "kernel" };
+        let _ = writeln!(text, "rip: {:016x}  rflags: {:08x}  {mode} mode", context.rip, context.rflags);
+        const NAMES: [&str; 16] = [
+            "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8 ", "r9 ", "r10", "r11", "r12", "r13",
+            "r14", "r15",
+        ];
+        for row in 0..4 {
+            let column = |i: usize| format!("{}: {:016x}", NAMES[i], context.gpr[i]);
+            let line: Vec<_> = (row * 4..row * 4 + 4).map(column).collect();
+            let _ = writeln!(text, "{}", line.join("  "));
+        }
+        let root = self.state.root();
+        let _ = writeln!(
+            text,
+            "cr3: {:x}  fs base: {:x}  gs base: {:x}",
+            root.0 << 12,
+            context.fs_base,
+            context.gs_base
+        );
+        let mut stack = [0; 256];
+        if self.access().read_bytes(GuestVirt(context.gpr[reg::RSP]), &mut stack).is_ok() {
+            let _ = writeln!(text, "stack from rsp:");
+            for line in stack.chunks(32) {
+                let words: Vec<_> = line
+                    .chunks_exact(8)
+                    .map(|word| format!("{:016x}", u64::from_le_bytes(word.try_into().unwrap_or_default())))
+                    .collect();
+                let _ = writeln!(text, "  {}", words.join(" "));
+            }
+        }
+        text
+    }
+}
+
+impl VcpuShared {
+    /// Whether the caller is to make the thread: true once until it ends.
+    fn claim_thread(&self) -> bool {
+        !self.claimed.swap(true, std::sync::atomic::Ordering::SeqCst)
+    }
+}
