@@ -176,7 +176,7 @@ impl Domain {
         let vcpu_count = usize::try_from(spec.vcpus).unwrap_or(1);
         let paging_error = |source| DomainError::Paging { pages: spec.max_pages, source };
         let mut paging = Paging::new(BASE_MFN, spec.max_pages, vcpu_count).map_err(paging_error)?;
-        paging.share_low_frame(MFN_SHARED_INFO, LowAccess::Writable).map_err(paging_error)?;
+        paging.share_low_frame(MFN_SHARED_INFO, LowAccess::ReadWrite).map_err(paging_error)?;
         let cpuid = host.cpuid();
         let vm = KvmVm::new(host.kvm(), Arc::clone(&memory), spec.vcpus, cpuid.for_kvm())?;
         let vcpus: Vec<_> = (0..spec.vcpus).map(|id| Arc::new(VcpuShared::new(VcpuId(id)))).collect();

@@ -3,14 +3,22 @@
 //!
 //! See `docs/architecture.md` for who owns which state and for the lock order.
 
+pub mod console;
+pub mod control;
+pub mod counts;
 pub mod cpu;
+pub mod domain;
+pub mod emulate;
 pub mod engine;
 pub mod events;
 pub mod grants;
 pub mod guest_access;
 pub mod hypercall;
+pub mod hypervisor;
 pub mod memory;
 pub mod paging;
 pub mod privcmd;
 pub mod shared_words;
 pub mod time;
+pub mod vcpu;
+pub mod version;

@@ -1,2 +1,50 @@
-//! The hypervisor's process.
-fn main() {}
+//! The hypervisor's process: opens `/dev/kvm` and the privcmd socket, and
+//! serves until it is told to stop.
+
+use clap::Parser;
+use hypervisor::{
+    hypervisor::Hypervisor,
+    privcmd::{Limits, Server},
+};
+use nix::sys::signal::{SigSet, Signal};
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+/// Runs Xen PV guests on this host.
+///
+/// `xm` starts this program when it needs it. It needs /dev/kvm and its socket
+/// and nothing else. SIGTERM ends it, and all domains with it.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    /// Where the control domain's processes connect
+    #[arg(long, value_name = "PATH", default_value = "/run/domus/privcmd.sock")]
+    socket: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = tracing_subscriber::EnvFilter::try_from_env("DOMUS_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    match serve(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("domus-hypervisor: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
+    // Blocked before any thread exists, so that only this one takes them.
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    signals.thread_block()?;
+    let hypervisor = Arc::new(Hypervisor::new()?);
+    let server = Server::start(&arguments.socket, Arc::clone(&hypervisor) as _, Limits::default())?;
+    let signal = signals.wait()?;
+    tracing::info!(%signal, "stopping");
+    server.stop();
+    for domain in hypervisor.domains() {
+        hypervisor.destroy(domain.id);
+    }
+    Ok(())
+}

@@ -43,7 +43,7 @@ pub fn read(state: &GuestState, first_vcpu: bool, msr: u32) -> Result<u64, NoSuc
         FS_BASE => state.context.fs_base,
         GS_BASE => state.context.gs_base,
         KERNEL_GS_BASE => state.other_gs_base,
-        IA32_TSC => crate::time::rdtsc(),
+        IA32_TSC => crate::time::read_tsc(),
         IA32_PLATFORM_ID | IA32_BIOS_SIGN_ID | IA32_MTRRCAP | IA32_MCG_CAP | IA32_MTRR_DEF_TYPE | TSC_AUX => 0,
         _ => return Err(NoSuchMsr),
     })

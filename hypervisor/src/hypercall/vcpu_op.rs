@@ -88,7 +88,7 @@ fn own(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt) -> Outcome {
 }
 
 fn initialise(vcpu: &mut Vcpu, id: VcpuId, arg: GuestVirt) -> Outcome {
-    let mut state = VcpuGuestContext::new_box_zeroed().map_err(|_| Errno::ENOMEM)?;
+    let mut state = Box::new(VcpuGuestContext::new_zeroed());
     crate::guest_access::GuestAccess::read_bytes(&vcpu.access(), arg, state.as_mut_bytes())?;
     let target = &vcpu.domain.vcpus[usize::try_from(id.0).map_err(|_| Errno::ENOENT)?];
     if target.is_initialised() {

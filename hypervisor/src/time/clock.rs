@@ -119,7 +119,9 @@ impl TscClock {
     }
 }
 
-fn read_tsc() -> u64 {
+/// The host's time-stamp counter.
+#[must_use]
+pub fn read_tsc() -> u64 {
     // SAFETY: every x86-64 processor has the instruction, and Linux leaves it
     // open to user space (a process that forbade it to itself would be killed,
     // which is not unsound).

@@ -18,7 +18,7 @@ mod timers;
 mod vcpu_time;
 mod wallclock;
 
-pub use clock::{TscClock, TscScale, measure_tsc_khz};
+pub use clock::{TscClock, TscScale, measure_tsc_khz, read_tsc};
 pub use runstate::Runstate;
 pub use timers::{Expired, TimerError, Timers};
 pub use vcpu_time::{PvClock, SecondaryTime, publish_time};

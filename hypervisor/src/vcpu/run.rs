@@ -4,7 +4,7 @@ use super::{Crash, GuestState, Vcpu, VcpuShared, VcpuTime, Wait, request};
 use crate::{
     cpu::reg,
     domain::Domain,
-    engine::{EngineError, Entry},
+    engine::{EngineError, Entry, kvm::KvmVcpu},
     guest_access::GuestAccess,
 };
 use guest_abi::{
@@ -35,28 +35,32 @@ pub fn start(domain: &Arc<Domain>, id: VcpuId) -> Result<(), EngineError> {
         return Ok(());
     }
     let engine = domain.vm.create_vcpu(id.0)?;
-    let vcpu = Vcpu {
-        domain: Arc::clone(domain),
-        shared: Arc::clone(shared),
-        state: GuestState::new(),
-        time: VcpuTime::new(domain, id),
-        wait: Wait::No,
-        in_multicall: false,
-        engine,
-        writes: Default::default(),
-        flush: true.into(),
-        spurious: (0, 0, 0),
-    };
+    let (domain_of_thread, shared) = (Arc::clone(domain), Arc::clone(shared));
     let thread = std::thread::Builder::new()
         .name(format!("d{}v{}", domain.id, id.0))
         .stack_size(THREAD_STACK)
-        .spawn(move || vcpu.run())
+        .spawn(move || Vcpu::new(domain_of_thread, shared, engine).run())
         .map_err(|error| EngineError::Vm(format!("no thread for the vCPU: {error}")))?;
     domain.add_thread(thread);
     Ok(())
 }
 
 impl Vcpu {
+    fn new(domain: Arc<Domain>, shared: Arc<VcpuShared>, engine: KvmVcpu) -> Self {
+        Vcpu {
+            state: GuestState::new(),
+            time: VcpuTime::new(&domain, shared.id),
+            domain,
+            shared,
+            wait: Wait::No,
+            in_multicall: false,
+            engine,
+            writes: Default::default(),
+            flush: true.into(),
+            spurious: (0, 0, 0),
+        }
+    }
+
     fn run(mut self) {
         self.engine.adopt_thread();
         self.shared.set_thread(Some(pthread_self()));

@@ -66,7 +66,7 @@ impl GuestState {
             user_root: None,
             kernel_sp: 0,
             other_gs_base: 0,
-            traps: TrapInfo::new_box_zeroed_array(),
+            traps: Box::new([TrapInfo::new_zeroed(); 256]),
             event: Handler::default(),
             failsafe: Handler::default(),
             syscall: Handler::default(),
@@ -165,7 +165,7 @@ impl GuestState {
     /// and LDT, which others own.
     #[must_use]
     pub fn save(&self) -> Box<VcpuGuestContext> {
-        let mut to = VcpuGuestContext::new_box_zeroed().unwrap_or_else(|_| unreachable_alloc());
+        let mut to = Box::new(VcpuGuestContext::new_zeroed());
         let g = &self.context.gpr;
         let r = &mut to.user_regs;
         (r.rax, r.rcx, r.rdx, r.rbx) = (g[reg::RAX], g[reg::RCX], g[reg::RDX], g[reg::RBX]);
@@ -206,8 +206,4 @@ impl Default for GuestState {
 #[must_use]
 pub fn canonical_or_zero(base: u64) -> u64 {
     if guest_abi::addr::GuestVirt(base).is_canonical() { base } else { 0 }
-}
-
-fn unreachable_alloc() -> ! {
-    std::alloc::handle_alloc_error(std::alloc::Layout::new::<VcpuGuestContext>())
 }

@@ -15,7 +15,7 @@ use crate::{
     engine::{EngineCounts, EngineError, Entry, TableWrite},
     memory::MachineMemory,
 };
-use guest_abi::addr::{GuestVirt, MachineAddr, Mfn};
+use guest_abi::addr::{GuestVirt, MachineAddr};
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_regs, kvm_segment, kvm_sregs,
     kvm_xcrs,
