@@ -18,7 +18,10 @@ use nix::{
     sys::pthread::pthread_self,
     unistd::Pid,
 };
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{Arc, atomic::Ordering::Relaxed},
+    time::Instant,
+};
 
 /// Stack of a vCPU thread: its deepest path is a page-table validation.
 const THREAD_STACK: usize = 512 << 10;
@@ -156,6 +159,7 @@ impl Vcpu {
     /// Delivers what is due, runs the guest to its next trap, deals with it.
     fn step(&mut self) -> Result<(), Crash> {
         if self.event_deliverable() {
+            self.domain.counts.events.fetch_add(1, Relaxed);
             self.bounce(self.state.event, None)?;
         }
         if !GuestVirt(self.state.context.rip).is_canonical() {
@@ -173,6 +177,7 @@ impl Vcpu {
             writes: self.writes.get_mut(),
         };
         let trap = self.engine.run(&mut entry);
+        self.domain.counts.entries.fetch_add(1, Relaxed);
         self.shared.leave_guest();
         self.handle(trap?)
     }

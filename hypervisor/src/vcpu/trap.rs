@@ -10,6 +10,7 @@ use crate::{
     paging::{PtWrite, PtWriteOutcome},
 };
 use guest_abi::addr::GuestVirt;
+use std::sync::atomic::Ordering::Relaxed;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind};
 
 /// Error code bits of a page fault.
@@ -30,6 +31,7 @@ impl Vcpu {
     /// # Errors
     /// The domain can't go on.
     pub(super) fn handle(&mut self, trap: Trap) -> Result<(), Crash> {
+        self.count(&trap);
         match trap {
             Trap::Kick => Ok(()),
             Trap::Syscall if !self.state.user_mode => hypercall::dispatch(self),
@@ -42,6 +44,19 @@ impl Vcpu {
                 self.bounce(self.state.trap_handler(vector), error)
             }
         }
+    }
+
+    fn count(&self, trap: &Trap) {
+        let counts = &self.domain.counts;
+        match trap {
+            Trap::Kick => counts.kicks.fetch_add(1, Relaxed),
+            Trap::Syscall if self.state.user_mode => counts.user_syscalls.fetch_add(1, Relaxed),
+            Trap::Syscall => 0,
+            Trap::Exception { vector, .. } => {
+                counts.exception(*vector);
+                0
+            }
+        };
     }
 
     fn user_syscall(&mut self) -> Result<(), Crash> {
