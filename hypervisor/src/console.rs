@@ -101,7 +101,10 @@ mod tests {
         assert_eq!(console.read(0, 100, false).1, b"");
         console.guest_write(DomId(4), b"other\r\n");
         console.guest_write(DomId(3), b"lo\nrest");
-        assert_eq!(console.read(0, 100, false), (0, b"(d4) other\n(d3) hello\n".to_vec()));
+        assert_eq!(
+            console.read(0, 100, false),
+            (0, b"(d4) other\n(d3) hello\n".to_vec())
+        );
         console.domain_gone(DomId(3));
         assert_eq!(console.read(22, 100, true), (22, b"(d3) rest\n".to_vec()));
         assert_eq!(console.read(0, 100, false), (32, vec![]));

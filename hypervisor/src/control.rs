@@ -36,7 +36,10 @@ const CONSOLE_CHUNK: usize = 64 << 10;
 const LIST_CHUNK: usize = 1024;
 
 fn failure(errno: Errno, why: impl Into<String>) -> Failure {
-    Failure { errno: errno.0, why: why.into() }
+    Failure {
+        errno: errno.0,
+        why: why.into(),
+    }
 }
 
 fn event_failure(error: &EventError) -> Failure {
@@ -62,16 +65,21 @@ impl Dom0Calls for Hypervisor {
             }
             Request::ListDomains { first, max } => {
                 let max = usize::try_from(max).unwrap_or(LIST_CHUNK).min(LIST_CHUNK);
-                let all = self.domains().into_iter().filter(|domain| domain.id.0 >= first).take(max);
+                let all = self
+                    .domains()
+                    .into_iter()
+                    .filter(|domain| domain.id.0 >= first)
+                    .take(max);
                 Ok(Reply::DomainList(all.map(|domain| domain_info(&domain)).collect()).into())
             }
             Request::GetDomainInfo { dom } => {
                 let domain = self.domain(DomId(dom)).ok_or_else(|| no_domain(dom))?;
                 Ok(Reply::DomainInfo(domain_info(&domain)).into())
             }
-            Request::EvtchnBindInterdomain { remote_dom, remote_port } => {
-                self.bind_interdomain(session, DomId(remote_dom), Port(remote_port))
-            }
+            Request::EvtchnBindInterdomain {
+                remote_dom,
+                remote_port,
+            } => self.bind_interdomain(session, DomId(remote_dom), Port(remote_port)),
             Request::EvtchnBindVirq { virq } => {
                 let bound = self.host.dom0_events().bind_virq(virq, VcpuId(0));
                 self.attach(session, bound.map_err(|error| event_failure(&error))?)
@@ -79,13 +87,16 @@ impl Dom0Calls for Hypervisor {
             Request::EvtchnNotify { port } => {
                 held(session, port)?;
                 let sent = self.host.dom0_events().send(Port(port));
-                sent.map(|()| Answer::DONE).map_err(|error| event_failure(&error))
+                sent.map(|()| Answer::DONE)
+                    .map_err(|error| event_failure(&error))
             }
             Request::EvtchnClose { port } => {
                 held(session, port)?;
                 session.forget_port(Port(port));
                 let closed = self.host.dom0_events().close(Port(port));
-                closed.map(|()| Answer::DONE).map_err(|error| event_failure(&error))
+                closed
+                    .map(|()| Answer::DONE)
+                    .map_err(|error| event_failure(&error))
             }
             Request::EvtchnStatus { dom, port } => self.port_status(DomId(dom), Port(port)),
             other => self.handle_domain(other),
@@ -103,7 +114,10 @@ fn held(session: &Session, port: u32) -> Result<()> {
     if session.holds_port(Port(port)) {
         return Ok(());
     }
-    Err(failure(Errno::EINVAL, format!("port {port} was not bound by this connection")))
+    Err(failure(
+        Errno::EINVAL,
+        format!("port {port} was not bound by this connection"),
+    ))
 }
 
 fn no_domain(dom: u16) -> Failure {
@@ -120,7 +134,9 @@ impl Hypervisor {
             }
             Request::UnpauseDomain { dom } => {
                 let unpaused = self.living(dom)?.unpause();
-                unpaused.map(|()| Answer::DONE).map_err(|errno| failure(errno, format!("domain {dom} is not paused")))
+                unpaused
+                    .map(|()| Answer::DONE)
+                    .map_err(|errno| failure(errno, format!("domain {dom} is not paused")))
             }
             Request::ShutdownDomain { dom, reason } => {
                 self.living(dom)?.shut_down(reason);
@@ -135,41 +151,74 @@ impl Hypervisor {
                 Ok(Answer::DONE)
             }
             Request::SetVcpuContext { dom, vcpu, context } => self.set_context(dom, vcpu, &context),
-            Request::PopulatePhysmap { dom, first_pfn, count } => self.populate(dom, first_pfn, count),
+            Request::PopulatePhysmap {
+                dom,
+                first_pfn,
+                count,
+            } => self.populate(dom, first_pfn, count),
             Request::MapMemory { dom } => {
                 let domain = self.living(dom)?;
-                let fd = domain.memory.ram_fd().try_clone_to_owned();
-                let fd = fd.map_err(|error| failure(Errno::ENFILE, format!("no descriptor: {error}")))?;
-                let pages = domain.memory.max_pages();
-                Ok(Answer::with_fd(Reply::Memory { base_mfn: BASE_MFN.0, pages }, fd))
+                let fd = domain.space.memory.ram_fd().try_clone_to_owned();
+                let fd =
+                    fd.map_err(|error| failure(Errno::ENFILE, format!("no descriptor: {error}")))?;
+                let pages = domain.space.memory.max_pages();
+                Ok(Answer::with_fd(
+                    Reply::Memory {
+                        base_mfn: BASE_MFN.0,
+                        pages,
+                    },
+                    fd,
+                ))
             }
             Request::PinTable { dom, level, mfn } => {
                 let domain = self.living(dom)?;
-                let level = Level::from_number(level)
-                    .ok_or_else(|| failure(Errno::EINVAL, format!("there is no page-table level {level}")))?;
-                let pinned = domain.foreign_update(|mm, tables| mm.pin_table(tables, level, Mfn(mfn)));
+                let level = Level::from_number(level).ok_or_else(|| {
+                    failure(
+                        Errno::EINVAL,
+                        format!("there is no page-table level {level}"),
+                    )
+                })?;
+                let pinned = domain
+                    .space
+                    .foreign_update(|mm, tables| mm.pin_table(tables, level, Mfn(mfn)));
                 pinned.map(|()| Answer::DONE).map_err(|errno| {
                     failure(errno, format!("frame {mfn:#x} of domain {dom} is not a valid level-{level:?} page table"))
                 })
             }
             Request::EvtchnAllocUnbound { dom, remote } => {
-                let port = self.host.dom0_events().alloc_unbound(&*self.host, DomId(dom), DomId(remote));
-                port.map(|port| Reply::Port(port.0).into()).map_err(|error| event_failure(&error))
+                let port =
+                    self.host
+                        .dom0_events()
+                        .alloc_unbound(&*self.host, DomId(dom), DomId(remote));
+                port.map(|port| Reply::Port(port.0).into())
+                    .map_err(|error| event_failure(&error))
             }
-            _ => Err(failure(Errno::ENOSYS, "this hypervisor does not know the request")),
+            _ => Err(failure(
+                Errno::ENOSYS,
+                "this hypervisor does not know the request",
+            )),
         }
     }
 
     fn living(&self, dom: u16) -> Result<Arc<Domain>> {
-        self.domain(DomId(dom)).filter(|domain| !domain.is_dying()).ok_or_else(|| no_domain(dom))
+        self.domain(DomId(dom))
+            .filter(|domain| !domain.is_dying())
+            .ok_or_else(|| no_domain(dom))
     }
 
     fn create_domain(&self, spec: &CreateDomain) -> Result<Answer> {
-        let created = self.create(spec.dom.map(DomId), spec.uuid, spec.max_vcpus, spec.max_pages);
+        let created = self.create(
+            spec.dom.map(DomId),
+            spec.uuid,
+            spec.max_vcpus,
+            spec.max_pages,
+        );
         let domain = created.map_err(|error| {
             let errno = match &error {
                 CreateError::Exists(_) => Errno::EEXIST,
-                CreateError::NoFreeId | CreateError::Domain(DomainError::Memory(_)) => Errno::ENOMEM,
+                CreateError::NoFreeId | CreateError::Domain(DomainError::Memory(_)) => {
+                    Errno::ENOMEM
+                }
                 CreateError::BadId(_) | CreateError::BadVcpus(_) => Errno::EINVAL,
                 CreateError::Domain(_) => Errno::EIO,
             };
@@ -180,7 +229,7 @@ impl Hypervisor {
 
     fn set_max_mem(&self, dom: u16, pages: u64) -> Result<Answer> {
         let domain = self.living(dom)?;
-        let most = domain.memory.max_pages();
+        let most = domain.space.memory.max_pages();
         if pages > most {
             let why = format!("domain {dom} was created for at most {most} pages");
             return Err(failure(Errno::EINVAL, why));
@@ -192,15 +241,24 @@ impl Hypervisor {
     fn populate(&self, dom: u16, first_pfn: u64, count: u64) -> Result<Answer> {
         let domain = self.living(dom)?;
         let limit = domain.max_pages.load(Ordering::Relaxed);
-        let mut mm = domain.lock_mm();
-        if mm.owned_frames().checked_add(count).is_none_or(|total| total > limit) {
+        let mut mm = domain.space.lock_mm();
+        if mm
+            .owned_frames()
+            .checked_add(count)
+            .is_none_or(|total| total > limit)
+        {
             let why = format!("{count} more pages exceed the {limit} that domain {dom} may have");
             return Err(failure(Errno::ENOMEM, why));
         }
         let mut extents: Vec<(u64, u64)> = Vec::new();
         for offset in 0..count {
-            let mfn = mm.allocate(0).map_err(|errno| failure(errno, "the domain's frames are used up"))?;
-            domain.memory.set_m2p(mfn, first_pfn.checked_add(offset));
+            let mfn = mm
+                .allocate(0)
+                .map_err(|errno| failure(errno, "the domain's frames are used up"))?;
+            domain
+                .space
+                .memory
+                .set_m2p(mfn, first_pfn.checked_add(offset));
             match extents.last_mut() {
                 Some((first, length)) if *first + *length == mfn.0 => *length += 1,
                 _ => extents.push((mfn.0, 1)),
@@ -215,12 +273,19 @@ impl Hypervisor {
         let mut context = Box::new(VcpuGuestContext::new_zeroed());
         let expected = context.as_bytes().len();
         if bytes.len() != expected {
-            let why = format!("a vcpu_guest_context has {expected} bytes, not {}", bytes.len());
+            let why = format!(
+                "a vcpu_guest_context has {expected} bytes, not {}",
+                bytes.len()
+            );
             return Err(failure(Errno::EINVAL, why));
         }
         context.as_mut_bytes().copy_from_slice(bytes);
-        install_context(&domain, VcpuId(vcpu), context)
-            .map_err(|errno| failure(errno, format!("the context of vCPU {vcpu} of domain {dom} is not acceptable")))?;
+        install_context(&domain, VcpuId(vcpu), context).map_err(|errno| {
+            failure(
+                errno,
+                format!("the context of vCPU {vcpu} of domain {dom} is not acceptable"),
+            )
+        })?;
         domain.vcpus[index].set_online(true);
         Ok(Answer::DONE)
     }
@@ -240,7 +305,10 @@ impl Hypervisor {
     }
 
     fn bind_interdomain(&self, session: &mut Session, dom: DomId, port: Port) -> Result<Answer> {
-        let bound = self.host.dom0_events().bind_interdomain(&*self.host, dom, port);
+        let bound = self
+            .host
+            .dom0_events()
+            .bind_interdomain(&*self.host, dom, port);
         self.attach(session, bound.map_err(|error| event_failure(&error))?)
     }
 
@@ -262,11 +330,18 @@ impl Hypervisor {
         let state = match status.state {
             ChannelState::Closed => PortState::Closed,
             ChannelState::Unbound { remote } => PortState::Unbound { remote: remote.0 },
-            ChannelState::Interdomain { remote, port } => PortState::Interdomain { remote: remote.0, port: port.0 },
+            ChannelState::Interdomain { remote, port } => PortState::Interdomain {
+                remote: remote.0,
+                port: port.0,
+            },
             ChannelState::Virq { virq } => PortState::Virq { virq },
             ChannelState::Ipi => PortState::Ipi,
         };
-        Ok(Reply::EvtchnStatus { state, vcpu: status.vcpu.0 }.into())
+        Ok(Reply::EvtchnStatus {
+            state,
+            vcpu: status.vcpu.0,
+        }
+        .into())
     }
 
     fn host_info(&self) -> HostInfo {
@@ -279,7 +354,8 @@ impl Hypervisor {
             command_line: String::new(),
             compile_info: version::COMPILE_INFO.map(String::from),
             virt_start: HYPERVISOR_VIRT_START,
-            nr_cpus: std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
+            nr_cpus: std::thread::available_parallelism()
+                .map_or(1, |n| u32::try_from(n.get()).unwrap_or(1)),
             cpu_khz: self.host.clock.khz(),
             total_pages,
             free_pages,
@@ -303,13 +379,23 @@ fn notifier() -> Result<(Arc<dyn PortNotifier>, OwnedFd)> {
     let no_fd = |error: String| failure(Errno::ENFILE, format!("no eventfd: {error}"));
     let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
         .map_err(|error| no_fd(error.to_string()))?;
-    let fd = event.as_fd().try_clone_to_owned().map_err(|error| no_fd(error.to_string()))?;
+    let fd = event
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|error| no_fd(error.to_string()))?;
     Ok((Arc::new(EventFdNotifier(event)), fd))
 }
 
 fn vcpu_index(domain: &Domain, vcpu: u32) -> Result<usize> {
-    let index = usize::try_from(vcpu).ok().filter(|index| *index < domain.vcpus.len());
-    index.ok_or_else(|| failure(Errno::ENOENT, format!("domain {} has no vCPU {vcpu}", domain.id)))
+    let index = usize::try_from(vcpu)
+        .ok()
+        .filter(|index| *index < domain.vcpus.len());
+    index.ok_or_else(|| {
+        failure(
+            Errno::ENOENT,
+            format!("domain {} has no vCPU {vcpu}", domain.id),
+        )
+    })
 }
 
 fn domain_info(domain: &Domain) -> DomainInfo {
@@ -325,11 +411,13 @@ fn domain_info(domain: &Domain) -> DomainInfo {
         paused,
         shutdown,
         dying,
-        tot_pages: domain.tot_pages(),
+        tot_pages: domain.space.tot_pages(),
         max_pages: domain.max_pages.load(Ordering::Relaxed),
         cpu_time_ns: domain.vcpus.iter().map(|vcpu| vcpu.cpu_time_ns()).sum(),
         nr_online_vcpus: u32::try_from(online().count()).unwrap_or(0),
-        max_vcpu_id: u32::try_from(domain.vcpus.len()).unwrap_or(1).saturating_sub(1),
+        max_vcpu_id: u32::try_from(domain.vcpus.len())
+            .unwrap_or(1)
+            .saturating_sub(1),
         shared_info_frame: crate::engine::kvm::MFN_SHARED_INFO.0,
         generation: domain.generation,
     }
@@ -343,5 +431,8 @@ fn host_memory() -> (u64, u64) {
         let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
         Some(kib / 4)
     };
-    (pages("MemTotal:").unwrap_or(0), pages("MemAvailable:").unwrap_or(0))
+    (
+        pages("MemTotal:").unwrap_or(0),
+        pages("MemAvailable:").unwrap_or(0),
+    )
 }

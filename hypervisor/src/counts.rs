@@ -40,7 +40,9 @@ impl Default for Counts {
 impl Counts {
     /// Counts a hypercall.
     pub fn hypercall(&self, number: u64) {
-        let index = usize::try_from(number).unwrap_or(usize::MAX).min(HYPERCALLS - 1);
+        let index = usize::try_from(number)
+            .unwrap_or(usize::MAX)
+            .min(HYPERCALLS - 1);
         self.hypercalls[index].fetch_add(1, Relaxed);
     }
 
@@ -53,18 +55,29 @@ impl Counts {
     #[must_use]
     pub fn list(&self) -> Vec<(String, u64)> {
         let hypercalls = self.hypercalls.iter().zip(0u64..).map(|(count, number)| {
-            let name = hypercall_name(number).map_or_else(|| format!("hypercall {number}"), String::from);
+            let name =
+                hypercall_name(number).map_or_else(|| format!("hypercall {number}"), String::from);
             (name, count.load(Relaxed))
         });
-        let exceptions = self.exceptions.iter().zip(0..).map(|(count, vector)| (exception_name(vector), count.load(Relaxed)));
+        let exceptions = self
+            .exceptions
+            .iter()
+            .zip(0..)
+            .map(|(count, vector)| (exception_name(vector), count.load(Relaxed)));
         let others = [
             ("user syscall", &self.user_syscalls),
             ("event delivered", &self.events),
             ("kick", &self.kicks),
             ("VM entry", &self.entries),
         ];
-        let others = others.into_iter().map(|(name, count)| (name.to_owned(), count.load(Relaxed)));
-        hypercalls.chain(exceptions).chain(others).filter(|(_, count)| *count != 0).collect()
+        let others = others
+            .into_iter()
+            .map(|(name, count)| (name.to_owned(), count.load(Relaxed)));
+        hypercalls
+            .chain(exceptions)
+            .chain(others)
+            .filter(|(_, count)| *count != 0)
+            .collect()
     }
 }
 

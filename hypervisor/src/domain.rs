@@ -15,30 +15,34 @@ use crate::{
     counts::Counts,
     emulate::CpuidPolicy,
     engine::{
-        EngineError, TableWrite, TableWrites,
+        EngineError,
         kvm::{KvmVm, MFN_SHARED_INFO},
     },
     events::{DomainKey, EventChannels, Limits, TwoLevel, VcpuWaker},
+    grants::{GrantTable, MapTrack, ProcessTarget},
     hypervisor::Host,
     memory::{BASE_MFN, MachineMemory, MemoryError},
-    paging::{FrameType, LowAccess, Paging, TableStore},
+    paging::{LowAccess, Paging},
     shared_words::SharedWords,
+    space::Space,
     time::{publish_time, publish_wallclock},
     vcpu::{VcpuShared, request},
 };
 use guest_abi::{
-    addr::{DomId, MachineAddr, Mfn, VcpuId},
+    addr::{DomId, VcpuId},
     errno::Errno,
 };
 use std::{
-    cell::{Cell, RefCell},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
     thread::JoinHandle,
 };
 use uuid::Uuid;
+
+/// Frames of a guest's grant table, as Xen's default (`gnttab_max_frames`).
+const MAX_GRANT_FRAMES: u32 = 64;
 
 /// A guest's highest event channel, as Xen's tools set it.
 const MAX_GUEST_PORT: u32 = 1023;
@@ -76,22 +80,6 @@ pub struct Life {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What the process notes of each RAM frame, for a KVM that shadows tables.
-#[derive(Debug)]
-struct FrameNotes(Vec<AtomicU8>);
-
-impl FrameNotes {
-    /// The frame has been a page table.
-    const WAS_TABLE: u8 = 1;
-    /// The process has written it since.
-    const WRITTEN: u8 = 2;
-
-    fn at(&self, mfn: Mfn) -> Option<&AtomicU8> {
-        let index = mfn.checked_offset_from(BASE_MFN)?;
-        self.0.get(usize::try_from(index).ok()?)
-    }
-}
-
 /// One domain.
 pub struct Domain {
     /// Its number.
@@ -100,8 +88,8 @@ pub struct Domain {
     pub generation: u64,
     /// Its handle.
     pub uuid: Uuid,
-    /// Its machine memory.
-    pub memory: Arc<MachineMemory>,
+    /// Its memory.
+    pub space: Arc<Space>,
     /// Its VM.
     pub vm: KvmVm,
     /// Its vCPUs, by number.
@@ -120,11 +108,11 @@ pub struct Domain {
     pub max_pages: AtomicU64,
     /// What its vCPUs did.
     pub counts: Counts,
-    mm: Mutex<Paging>,
+    /// What it grants.
+    pub grants: Arc<GrantTable>,
+    /// What it has mapped of others' grants.
+    pub maps: MapTrack,
     life: Mutex<Life>,
-    notes: FrameNotes,
-    /// Page-table words that Dom0's operations left for a vCPU to repeat.
-    deferred: Mutex<TableWrites>,
 }
 
 /// Tells vCPUs of events.
@@ -132,7 +120,10 @@ struct Waker(Vec<Arc<VcpuShared>>);
 
 impl Waker {
     fn request(&self, vcpu: VcpuId, bits: u32) {
-        if let Some(vcpu) = usize::try_from(vcpu.0).ok().and_then(|index| self.0.get(index)) {
+        if let Some(vcpu) = usize::try_from(vcpu.0)
+            .ok()
+            .and_then(|index| self.0.get(index))
+        {
             vcpu.request(bits);
         }
     }
@@ -174,25 +165,52 @@ impl Domain {
     pub fn new(host: Arc<Host>, spec: &DomainSpec) -> Result<Arc<Self>, DomainError> {
         let memory = Arc::new(MachineMemory::new(spec.max_pages)?);
         let vcpu_count = usize::try_from(spec.vcpus).unwrap_or(1);
-        let paging_error = |source| DomainError::Paging { pages: spec.max_pages, source };
+        let paging_error = |source| DomainError::Paging {
+            pages: spec.max_pages,
+            source,
+        };
         let mut paging = Paging::new(BASE_MFN, spec.max_pages, vcpu_count).map_err(paging_error)?;
-        paging.share_low_frame(MFN_SHARED_INFO, LowAccess::ReadWrite).map_err(paging_error)?;
+        paging
+            .share_low_frame(MFN_SHARED_INFO, LowAccess::ReadWrite)
+            .map_err(paging_error)?;
         let cpuid = host.cpuid();
         let vm = KvmVm::new(host.kvm(), Arc::clone(&memory), spec.vcpus, cpuid.for_kvm())?;
-        let vcpus: Vec<_> = (0..spec.vcpus).map(|id| Arc::new(VcpuShared::new(VcpuId(id)))).collect();
+        let vcpus: Vec<_> = (0..spec.vcpus)
+            .map(|id| Arc::new(VcpuShared::new(VcpuId(id))))
+            .collect();
         let words: Arc<dyn SharedWords> = Arc::clone(&memory) as _;
-        let delivery = Arc::new(TwoLevel::new(words, MFN_SHARED_INFO, spec.vcpus, Arc::new(Waker(vcpus.clone()))));
+        let delivery = Arc::new(TwoLevel::new(
+            words,
+            MFN_SHARED_INFO,
+            spec.vcpus,
+            Arc::new(Waker(vcpus.clone())),
+        ));
         publish_wallclock(&*memory, MFN_SHARED_INFO, host.wall_time());
-        let key = DomainKey { dom: spec.id, generation: spec.generation };
-        let limits = Limits { vcpus: spec.vcpus, max_port: MAX_GUEST_PORT, shared_virqs: false };
+        let key = DomainKey {
+            dom: spec.id,
+            generation: spec.generation,
+        };
+        let limits = Limits {
+            vcpus: spec.vcpus,
+            max_port: MAX_GUEST_PORT,
+            shared_virqs: false,
+        };
         let events = EventChannels::new(key, limits, Arc::clone(&delivery) as _);
-        let mut notes = Vec::new();
-        notes.resize_with(usize::try_from(spec.max_pages).unwrap_or(0), AtomicU8::default);
+        let slots = *vm.hypervisor_slots();
+        let space = Arc::new(Space::new(
+            spec.id,
+            Arc::clone(&memory),
+            paging,
+            vcpus.clone(),
+            slots,
+        ));
+        let grants = GrantTable::new(key, MAX_GRANT_FRAMES, memory, Arc::clone(&space) as _)
+            .map_err(|_| paging_error(Errno::ENOMEM))?;
         Ok(Arc::new(Domain {
             id: spec.id,
             generation: spec.generation,
             uuid: spec.uuid,
-            memory,
+            space,
             vm,
             vcpus,
             delivery,
@@ -202,68 +220,18 @@ impl Domain {
             vm_assist: AtomicU64::new(0),
             max_pages: AtomicU64::new(spec.max_pages),
             counts: Counts::default(),
-            mm: Mutex::new(paging),
-            life: Mutex::new(Life { pauses: 1, ..Life::default() }),
-            notes: FrameNotes(notes),
-            deferred: Mutex::new(TableWrites::default()),
+            grants,
+            maps: MapTrack::new(spec.id, 0, Arc::new(ProcessTarget)),
+            life: Mutex::new(Life {
+                pauses: 1,
+                ..Life::default()
+            }),
         }))
-    }
-
-    /// The paging rules and frame table.
-    pub fn lock_mm(&self) -> MutexGuard<'_, Paging> {
-        lock(&self.mm)
     }
 
     /// Whether it runs, and why not.
     pub fn lock_life(&self) -> MutexGuard<'_, Life> {
         lock(&self.life)
-    }
-
-    /// Whether the process may write `mfn` for the guest: not a page table,
-    /// not a descriptor table.
-    #[must_use]
-    pub fn may_write(&self, mm: &Paging, mfn: Mfn) -> bool {
-        match mm.frame_type(mfn) {
-            Some((FrameType::None | FrameType::Writable, _)) => true,
-            Some((_, uses)) => uses == 0,
-            None => mfn == MFN_SHARED_INFO,
-        }
-    }
-
-    /// Notes that the process has written a frame behind the VM's back.
-    pub fn note_written(&self, mfn: Mfn) {
-        if let Some(note) = self.notes.at(mfn)
-            && note.load(Ordering::Relaxed) & FrameNotes::WAS_TABLE != 0
-        {
-            note.fetch_or(FrameNotes::WRITTEN, Ordering::Relaxed);
-        }
-    }
-
-    /// Makes all vCPUs but `but` drop their cached translations before they
-    /// run on; on return none of them runs with old ones.
-    pub fn shoot_down(&self, but: Option<VcpuId>) {
-        let others = || self.vcpus.iter().filter(|vcpu| Some(vcpu.id) != but && vcpu.has_thread());
-        others().for_each(|vcpu| vcpu.request(request::FLUSH));
-        others().for_each(|vcpu| vcpu.wait_for(request::FLUSH));
-    }
-
-    /// Runs a paging operation for Dom0, not on a vCPU of the domain.
-    pub fn foreign_update<R>(&self, op: impl FnOnce(&mut Paging, &Tables<'_>) -> R) -> R {
-        let (writes, flush) = (RefCell::default(), Cell::new(false));
-        let tables = Tables { domain: self, vcpu: None, writes: Some((&writes, &flush)) };
-        let result = op(&mut self.lock_mm(), &tables);
-        let mut deferred = lock(&self.deferred);
-        writes.into_inner().words().iter().for_each(|word| deferred.push(*word));
-        drop(deferred);
-        self.shoot_down(None);
-        result
-    }
-
-    /// Takes what [`foreign_update`](Self::foreign_update) left.
-    pub fn take_deferred(&self, into: &RefCell<TableWrites>) {
-        let mut deferred = lock(&self.deferred);
-        deferred.words().iter().for_each(|word| into.borrow_mut().push(*word));
-        deferred.clear();
     }
 
     /// Writes the clock into a vCPU's `vcpu_info`.
@@ -272,21 +240,6 @@ impl Domain {
         if let Some(area) = self.delivery.area(vcpu) {
             area.with_time(|at| publish_time(self.delivery.words(), at, &info));
         }
-    }
-
-    /// Pages that it has.
-    #[must_use]
-    pub fn tot_pages(&self) -> u64 {
-        self.lock_mm().owned_frames()
-    }
-
-    /// Gives the memory of a frame that was freed back to the host.
-    pub fn discard(&self, mfn: Mfn) {
-        if let Err(error) = self.memory.discard(mfn) {
-            tracing::warn!(domain = self.id.0, %mfn, %error, "a freed frame keeps its memory");
-            let _ = self.memory.clear_frame(mfn);
-        }
-        self.note_written(mfn);
     }
 
     /// Whether a `VMASST_TYPE_*` is in force.
@@ -310,7 +263,9 @@ impl Domain {
 
     /// Makes each vCPU look at [`Life`] again.
     pub fn state_changed(&self) {
-        self.vcpus.iter().for_each(|vcpu| vcpu.request(request::STATE));
+        self.vcpus
+            .iter()
+            .for_each(|vcpu| vcpu.request(request::STATE));
     }
 
     /// `domain_shutdown`: stops all vCPUs and tells Dom0. The first reason
@@ -331,7 +286,9 @@ impl Domain {
     pub fn pause(&self) {
         self.lock_life().pauses += 1;
         self.state_changed();
-        self.vcpus.iter().for_each(|vcpu| vcpu.wait_for(request::STATE));
+        self.vcpus
+            .iter()
+            .for_each(|vcpu| vcpu.wait_for(request::STATE));
     }
 
     /// Takes back one pause.
@@ -366,98 +323,7 @@ impl Domain {
             }
         }
         self.events.destroy();
-    }
-}
-
-impl SharedWords for MachineMemory {
-    fn with_u8(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU8)) {
-        self.atomic(at, op);
-    }
-    fn with_u16(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU16)) {
-        self.atomic(at, op);
-    }
-    fn with_u32(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU32)) {
-        self.atomic(at, op);
-    }
-    fn with_u64(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU64)) {
-        self.atomic(at, op);
-    }
-}
-
-/// The domain's memory as the paging rules see it, on behalf of one vCPU.
-pub struct Tables<'a> {
-    /// Whose memory.
-    pub domain: &'a Domain,
-    /// The vCPU that runs the operation, which is not in the guest.
-    pub vcpu: Option<VcpuId>,
-    /// Where to queue words to be written again, and whether to flush.
-    pub writes: Option<(&'a RefCell<TableWrites>, &'a Cell<bool>)>,
-}
-
-impl<'a> Tables<'a> {
-    /// For looking only.
-    #[must_use]
-    pub fn read_only(domain: &'a Domain) -> Self {
-        Tables { domain, vcpu: None, writes: None }
-    }
-
-    fn slot(table: Mfn, index: usize) -> MachineAddr {
-        MachineAddr((table.0 << 12).wrapping_add(index as u64 * 8))
-    }
-
-    /// A KVM that shadows page tables must see each change of an entry that
-    /// was present; one that was not it reads anew by itself.
-    fn changed(&self, table: Mfn, index: usize, old: u64) {
-        if old & 1 != 0
-            && let Some((writes, _)) = self.writes
-        {
-            writes.borrow_mut().push(TableWrite { addr: Self::slot(table, index), forget_frame: false });
-        }
-    }
-}
-
-impl TableStore for Tables<'_> {
-    fn load(&self, table: Mfn, index: usize) -> u64 {
-        self.domain.memory.load(Self::slot(table, index)).unwrap_or(0)
-    }
-
-    fn store(&self, table: Mfn, index: usize, value: u64) {
-        let swap = |word: &AtomicU64| word.swap(value, Ordering::SeqCst);
-        if let Some(old) = self.domain.memory.atomic(Self::slot(table, index), swap) {
-            self.changed(table, index, old);
-        }
-    }
-
-    fn compare_exchange(&self, table: Mfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
-        let swap =
-            |word: &AtomicU64| word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst).map(|_| ());
-        let result = self.domain.memory.atomic(Self::slot(table, index), swap).unwrap_or(Err(0));
-        if result.is_ok() {
-            self.changed(table, index, old);
-        }
-        result
-    }
-
-    fn flush_writable(&self, _frame: Mfn) {
-        if let Some((_, flush)) = self.writes {
-            flush.set(true);
-        }
-        self.domain.shoot_down(self.vcpu);
-    }
-
-    fn table_promoted(&self, frame: Mfn) {
-        let Some(note) = self.domain.notes.at(frame) else { return };
-        let before = note.swap(FrameNotes::WAS_TABLE, Ordering::Relaxed);
-        if before & FrameNotes::WRITTEN != 0
-            && let Some((writes, _)) = self.writes
-        {
-            writes.borrow_mut().push(TableWrite { addr: Self::slot(frame, 0), forget_frame: true });
-        }
-    }
-
-    fn install_hypervisor_slots(&self, l4: Mfn) {
-        for (slot, value) in (256..).zip(self.domain.vm.hypervisor_slots()) {
-            self.store(l4, slot, *value);
-        }
+        self.maps.release_all();
+        self.grants.destroy();
     }
 }

@@ -12,13 +12,11 @@ use crate::{
         kvm::{KvmVm, install_kick_signal},
     },
     events::{DomainKey, EventChannels, EventDomains, Limits, NotifierSink},
+    grants::{GrantDomains, GrantTable},
     time::{PvClock, TscClock, WallTime, measure_tsc_khz},
     version,
 };
-use guest_abi::{
-    addr::DomId,
-    xen::VIRQ_DOM_EXC,
-};
+use guest_abi::{addr::DomId, xen::VIRQ_DOM_EXC};
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm};
 use std::{
@@ -59,6 +57,12 @@ pub enum StartError {
     Signal(nix::Error),
 }
 
+/// A domain as others reach it.
+struct Peer {
+    events: Weak<EventChannels>,
+    grants: Weak<GrantTable>,
+}
+
 /// What all domains share.
 pub struct Host {
     /// The console ring.
@@ -69,7 +73,8 @@ pub struct Host {
     host_cpuid: CpuId,
     dom0: Arc<EventChannels>,
     notifiers: Arc<NotifierSink>,
-    events: Mutex<HashMap<DomId, Weak<EventChannels>>>,
+    /// What domains may know of each other.
+    peers: Mutex<HashMap<DomId, Peer>>,
     wall: WallTime,
 }
 
@@ -83,8 +88,15 @@ impl Host {
         let khz = tsc_khz(&kvm).unwrap_or_else(measure_tsc_khz);
         let clock = TscClock::start(khz);
         let notifiers = Arc::new(NotifierSink::new());
-        let key = DomainKey { dom: DomId::DOM0, generation: 0 };
-        let limits = Limits { vcpus: 1, max_port: MAX_DOM0_PORT, shared_virqs: true };
+        let key = DomainKey {
+            dom: DomId::DOM0,
+            generation: 0,
+        };
+        let limits = Limits {
+            vcpus: 1,
+            max_port: MAX_DOM0_PORT,
+            shared_virqs: true,
+        };
         let dom0 = EventChannels::new(key, limits, Arc::clone(&notifiers) as _);
         Ok(Host {
             console: Console::default(),
@@ -93,7 +105,7 @@ impl Host {
             kvm,
             dom0,
             notifiers,
-            events: Mutex::default(),
+            peers: Mutex::default(),
             wall: WallTime::from_host(clock.now_ns()),
         })
     }
@@ -113,7 +125,11 @@ impl Host {
     /// The clock as guests are told it.
     #[must_use]
     pub fn pvclock(&self) -> PvClock {
-        PvClock { clock: self.clock, tsc_offset: 0, stable: true }
+        PvClock {
+            clock: self.clock,
+            tsc_offset: 0,
+            stable: true,
+        }
     }
 
     /// Wall time at system time 0.
@@ -145,7 +161,17 @@ impl EventDomains for Host {
         if dom == DomId::DOM0 {
             return Some(Arc::clone(&self.dom0));
         }
-        lock(&self.events).get(&dom).and_then(Weak::upgrade)
+        lock(&self.peers)
+            .get(&dom)
+            .and_then(|peer| peer.events.upgrade())
+    }
+}
+
+impl GrantDomains for Host {
+    fn grants(&self, dom: DomId) -> Option<Arc<GrantTable>> {
+        lock(&self.peers)
+            .get(&dom)
+            .and_then(|peer| peer.grants.upgrade())
     }
 }
 
@@ -222,7 +248,10 @@ impl Hypervisor {
             version::XEN_VERSION.1,
             host.clock.khz()
         ));
-        Ok(Hypervisor { host, domains: Mutex::default() })
+        Ok(Hypervisor {
+            host,
+            domains: Mutex::default(),
+        })
     }
 
     /// A domain by number.
@@ -241,16 +270,32 @@ impl Hypervisor {
     ///
     /// # Errors
     /// [`CreateError`]; nothing is left behind.
-    pub fn create(&self, id: Option<DomId>, uuid: Uuid, vcpus: u32, max_pages: u64) -> Result<Arc<Domain>, CreateError> {
+    pub fn create(
+        &self,
+        id: Option<DomId>,
+        uuid: Uuid,
+        vcpus: u32,
+        max_pages: u64,
+    ) -> Result<Arc<Domain>, CreateError> {
         if vcpus == 0 || vcpus > crate::engine::kvm::MAX_VCPUS {
             return Err(CreateError::BadVcpus(vcpus));
         }
         let mut domains = lock(&self.domains);
         let id = domains.choose(id)?;
         domains.generation += 1;
-        let spec = DomainSpec { id, generation: domains.generation, uuid, vcpus, max_pages };
+        let spec = DomainSpec {
+            id,
+            generation: domains.generation,
+            uuid,
+            vcpus,
+            max_pages,
+        };
         let domain = Domain::new(Arc::clone(&self.host), &spec)?;
-        lock(&self.host.events).insert(id, Arc::downgrade(&domain.events));
+        let peer = Peer {
+            events: Arc::downgrade(&domain.events),
+            grants: Arc::downgrade(&domain.grants),
+        };
+        lock(&self.host.peers).insert(id, peer);
         domains.by_id.insert(id, Arc::clone(&domain));
         tracing::info!(domain = id.0, %uuid, vcpus, max_pages, "created");
         Ok(domain)
@@ -258,10 +303,12 @@ impl Hypervisor {
 
     /// Ends a domain and gives back all that it had. `false` if there is none.
     pub fn destroy(&self, id: DomId) -> bool {
-        let Some(domain) = self.domain(id) else { return false };
+        let Some(domain) = self.domain(id) else {
+            return false;
+        };
         domain.destroy();
         let removed = lock(&self.domains).by_id.remove(&id).is_some();
-        lock(&self.host.events).remove(&id);
+        lock(&self.host.peers).remove(&id);
         self.host.console.domain_gone(id);
         if removed {
             tracing::info!(domain = id.0, counts = %domain.counts, "destroyed");
@@ -279,11 +326,19 @@ impl Domains {
             if id == DomId::DOM0 || id >= DomId::FIRST_RESERVED {
                 return Err(CreateError::BadId(id));
             }
-            return if self.by_id.contains_key(&id) { Err(CreateError::Exists(id)) } else { Ok(id) };
+            return if self.by_id.contains_key(&id) {
+                Err(CreateError::Exists(id))
+            } else {
+                Ok(id)
+            };
         }
         let limit = DomId::FIRST_RESERVED.0;
         for _ in 0..limit {
-            self.last = if self.last + 1 >= limit { 1 } else { self.last + 1 };
+            self.last = if self.last + 1 >= limit {
+                1
+            } else {
+                self.last + 1
+            };
             if !self.by_id.contains_key(&DomId(self.last)) {
                 return Ok(DomId(self.last));
             }

@@ -19,6 +19,7 @@ pub mod memory;
 pub mod paging;
 pub mod privcmd;
 pub mod shared_words;
+pub mod space;
 pub mod time;
 pub mod vcpu;
 pub mod version;

@@ -23,8 +23,13 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let filter = tracing_subscriber::EnvFilter::try_from_env("DOMUS_LOG").unwrap_or_else(|_| "info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(false).init();
+    let filter =
+        tracing_subscriber::EnvFilter::try_from_env("DOMUS_LOG").unwrap_or_else(|_| "info".into());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .init();
     match serve(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -39,7 +44,11 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block()?;
     let hypervisor = Arc::new(Hypervisor::new()?);
-    let server = Server::start(&arguments.socket, Arc::clone(&hypervisor) as _, Limits::default())?;
+    let server = Server::start(
+        &arguments.socket,
+        Arc::clone(&hypervisor) as _,
+        Limits::default(),
+    )?;
     let signal = signals.wait()?;
     tracing::info!(%signal, "stopping");
     server.stop();

@@ -65,7 +65,11 @@ impl CpuidPolicy {
     /// The table for guests of a host whose KVM supports `host`.
     #[must_use]
     pub fn new(host: &CpuId, xen_version: (u32, u32), tsc_khz: u32) -> Self {
-        let mut entries: Vec<_> = host.as_slice().iter().filter_map(|entry| shown(*entry)).collect();
+        let mut entries: Vec<_> = host
+            .as_slice()
+            .iter()
+            .filter_map(|entry| shown(*entry))
+            .collect();
         entries.extend(xen_leaves(xen_version, tsc_khz));
         CpuidPolicy { entries }
     }
@@ -76,7 +80,8 @@ impl CpuidPolicy {
     /// Never: the table is shorter than KVM's limit.
     #[must_use]
     pub fn for_kvm(&self) -> CpuId {
-        CpuId::from_entries(&self.entries).unwrap_or_else(|_| CpuId::new(0).expect("an empty table fits"))
+        CpuId::from_entries(&self.entries)
+            .unwrap_or_else(|_| CpuId::new(0).expect("an empty table fits"))
     }
 
     /// What `cpuid` answers to `leaf` and `subleaf`; zeros for unknown ones.
@@ -86,7 +91,12 @@ impl CpuidPolicy {
         self.entries
             .iter()
             .find(|entry| entry.function == leaf && (!indexed(entry) || entry.index == subleaf))
-            .map_or_else(Leaf::default, |e| Leaf { eax: e.eax, ebx: e.ebx, ecx: e.ecx, edx: e.edx })
+            .map_or_else(Leaf::default, |e| Leaf {
+                eax: e.eax,
+                ebx: e.ebx,
+                ecx: e.ecx,
+                edx: e.edx,
+            })
     }
 }
 
@@ -142,7 +152,13 @@ fn xen_leaves((major, minor): (u32, u32), tsc_khz: u32) -> Vec<kvm_cpuid_entry2>
         ..Default::default()
     };
     vec![
-        plain(0, XEN_BASE + XEN_LEAVES, word(b"XenV"), word(b"MMXe"), word(b"nVMM")),
+        plain(
+            0,
+            XEN_BASE + XEN_LEAVES,
+            word(b"XenV"),
+            word(b"MMXe"),
+            word(b"nVMM"),
+        ),
         plain(1, major << 16 | minor, 0, 0, 0),
         // One hypercall page, its MSR, and MMU_PT_UPDATE_PRESERVE_AD.
         plain(2, 1, XEN_BASE, 1, 0),
@@ -168,16 +184,32 @@ mod tests {
             edx: fill,
             ..Default::default()
         };
-        let mut host = vec![entry(0, 0, 0, 0x1f), entry(1, 0, 0, !0), entry(0x12, 0, 1, !0)];
+        let mut host = vec![
+            entry(0, 0, 0, 0x1f),
+            entry(1, 0, 0, !0),
+            entry(0x12, 0, 1, !0),
+        ];
         host.extend((0..12).map(|index| entry(0xd, index, 1, !0)));
-        host.extend([entry(7, 0, 1, !0), entry(0x8000_0001, 0, 0, !0), entry(0x4000_0000, 0, 0, !0)]);
+        host.extend([
+            entry(7, 0, 1, !0),
+            entry(0x8000_0001, 0, 0, !0),
+            entry(0x4000_0000, 0, 0, !0),
+        ]);
         CpuidPolicy::new(&CpuId::from_entries(&host).unwrap(), (4, 17), 2_000_000)
     }
 
     #[test]
     fn what_ring_3_cannot_use_is_hidden() {
         let leaf = policy().lookup(1, 0);
-        for (name, bit) in [("VME", 1), ("PSE", 3), ("MCE", 7), ("APIC", 9), ("MTRR", 12), ("PGE", 13), ("MCA", 14)] {
+        for (name, bit) in [
+            ("VME", 1),
+            ("PSE", 3),
+            ("MCE", 7),
+            ("APIC", 9),
+            ("MTRR", 12),
+            ("PGE", 13),
+            ("MCA", 14),
+        ] {
             assert_eq!(leaf.edx >> bit & 1, 0, "{name}");
         }
         for (name, bit) in [("PCID", 17), ("x2APIC", 21), ("VMX", 5), ("MONITOR", 3)] {
@@ -185,8 +217,16 @@ mod tests {
         }
         assert_ne!(leaf.ecx & OSXSAVE, 0);
         let leaf = policy().lookup(7, 0);
-        assert_eq!((leaf.ebx >> 7 & 1, leaf.ebx >> 20 & 1), (0, 0), "SMEP, SMAP");
-        assert_eq!(policy().lookup(0x8000_0001, 0).edx >> 26 & 1, 0, "1 GiB pages");
+        assert_eq!(
+            (leaf.ebx >> 7 & 1, leaf.ebx >> 20 & 1),
+            (0, 0),
+            "SMEP, SMAP"
+        );
+        assert_eq!(
+            policy().lookup(0x8000_0001, 0).edx >> 26 & 1,
+            0,
+            "1 GiB pages"
+        );
     }
 
     #[test]
@@ -203,6 +243,13 @@ mod tests {
         assert_eq!(leaf.ebx.to_le_bytes(), *b"XenV");
         assert_eq!(policy().lookup(0x4000_0001, 0).eax, 0x0004_0011);
         assert_eq!(policy().lookup(0x12, 0), Leaf::default());
-        assert_eq!(policy().entries.iter().filter(|e| e.function == 0x4000_0000).count(), 1);
+        assert_eq!(
+            policy()
+                .entries
+                .iter()
+                .filter(|e| e.function == 0x4000_0000)
+                .count(),
+            1
+        );
     }
 }

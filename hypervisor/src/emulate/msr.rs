@@ -44,7 +44,8 @@ pub fn read(state: &GuestState, first_vcpu: bool, msr: u32) -> Result<u64, NoSuc
         GS_BASE => state.context.gs_base,
         KERNEL_GS_BASE => state.other_gs_base,
         IA32_TSC => crate::time::read_tsc(),
-        IA32_PLATFORM_ID | IA32_BIOS_SIGN_ID | IA32_MTRRCAP | IA32_MCG_CAP | IA32_MTRR_DEF_TYPE | TSC_AUX => 0,
+        IA32_PLATFORM_ID | IA32_BIOS_SIGN_ID | IA32_MTRRCAP | IA32_MCG_CAP | IA32_MTRR_DEF_TYPE
+        | TSC_AUX => 0,
         _ => return Err(NoSuchMsr),
     })
 }
@@ -54,7 +55,13 @@ pub fn read(state: &GuestState, first_vcpu: bool, msr: u32) -> Result<u64, NoSuc
 /// # Errors
 /// [`NoSuchMsr`]; nothing was changed.
 pub fn write(state: &mut GuestState, msr: u32, value: u64) -> Result<(), NoSuchMsr> {
-    let base = || if GuestVirt(value).is_canonical() { Ok(value) } else { Err(NoSuchMsr) };
+    let base = || {
+        if GuestVirt(value).is_canonical() {
+            Ok(value)
+        } else {
+            Err(NoSuchMsr)
+        }
+    };
     match msr {
         FS_BASE => state.context.fs_base = base()?,
         GS_BASE => state.context.gs_base = base()?,
@@ -75,7 +82,10 @@ mod tests {
     #[test]
     fn bases_must_be_canonical() {
         let mut state = GuestState::new();
-        assert_eq!(write(&mut state, GS_BASE, 0x8000_0000_0000_0000), Err(NoSuchMsr));
+        assert_eq!(
+            write(&mut state, GS_BASE, 0x8000_0000_0000_0000),
+            Err(NoSuchMsr)
+        );
         assert_eq!(write(&mut state, GS_BASE, 0xffff_8880_0000_0000), Ok(()));
         assert_eq!(read(&state, true, GS_BASE), Ok(0xffff_8880_0000_0000));
     }

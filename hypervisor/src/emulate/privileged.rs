@@ -35,7 +35,12 @@ pub enum Outcome {
 }
 
 /// Emulates the instruction that raised `#GP` or `#UD` in guest kernel mode.
-pub fn emulate(state: &mut GuestState, policy: &CpuidPolicy, first_vcpu: bool, bytes: &[u8]) -> Outcome {
+pub fn emulate(
+    state: &mut GuestState,
+    policy: &CpuidPolicy,
+    first_vcpu: bool,
+    bytes: &[u8],
+) -> Outcome {
     let rip = state.context.rip;
     let mut decoder = Decoder::with_ip(64, bytes, rip, DecoderOptions::NONE);
     let insn = decoder.decode();
@@ -55,7 +60,9 @@ pub fn prefixed_cpuid(context: &mut Context, policy: &CpuidPolicy, bytes: &[u8])
     let rest = bytes.strip_prefix(&XEN_EMULATE_PREFIX)?;
     rest.starts_with(&[0x0f, 0xa2]).then_some(())?;
     cpuid(context, policy);
-    context.rip = context.rip.wrapping_add(XEN_EMULATE_PREFIX.len() as u64 + 2);
+    context.rip = context
+        .rip
+        .wrapping_add(XEN_EMULATE_PREFIX.len() as u64 + 2);
     Some(())
 }
 
@@ -68,7 +75,12 @@ pub fn software_interrupt(bytes: &[u8]) -> Option<(u8, u8)> {
     }
 }
 
-fn execute(state: &mut GuestState, policy: &CpuidPolicy, first_vcpu: bool, insn: &Instruction) -> Outcome {
+fn execute(
+    state: &mut GuestState,
+    policy: &CpuidPolicy,
+    first_vcpu: bool,
+    insn: &Instruction,
+) -> Outcome {
     match insn.code() {
         Code::Cli => Outcome::EventMask(true),
         Code::Sti => Outcome::EventMask(false),
@@ -94,7 +106,10 @@ fn execute(state: &mut GuestState, policy: &CpuidPolicy, first_vcpu: bool, insn:
         Code::In_EAX_imm8 | Code::In_EAX_DX => port_in(state, insn, 4),
         Code::Out_imm8_AL | Code::Out_imm8_AX | Code::Out_imm8_EAX => Outcome::Done,
         Code::Out_DX_AL | Code::Out_DX_AX | Code::Out_DX_EAX => Outcome::Done,
-        Code::Int_imm8 => Outcome::Interrupt { vector: insn.immediate8(), length: 2 },
+        Code::Int_imm8 => Outcome::Interrupt {
+            vector: insn.immediate8(),
+            length: 2,
+        },
         _ => Outcome::Refused,
     }
 }
@@ -125,7 +140,10 @@ fn read_msr(state: &mut GuestState, first_vcpu: bool) -> Outcome {
             Outcome::Done
         }
         Err(msr::NoSuchMsr) => {
-            tracing::debug!(msr = format_args!("{number:#x}"), "rdmsr of an MSR that guests don't have");
+            tracing::debug!(
+                msr = format_args!("{number:#x}"),
+                "rdmsr of an MSR that guests don't have"
+            );
             Outcome::Refused
         }
     }
@@ -219,7 +237,11 @@ fn port_in(state: &mut GuestState, insn: &Instruction, bytes: u32) -> Outcome {
     } else {
         state.context.gpr[reg::RDX] & 0xffff
     };
-    let ones = if port == 0x42 || port == 0x61 { 0 } else { u64::MAX };
+    let ones = if port == 0x42 || port == 0x61 {
+        0
+    } else {
+        u64::MAX
+    };
     let rax = &mut state.context.gpr[reg::RAX];
     *rax = match bytes {
         1 => *rax & !0xff | ones & 0xff,
@@ -264,9 +286,20 @@ mod tests {
     #[test]
     fn xcr0_must_be_consistent() {
         let mut state = GuestState::new();
-        for (value, ok) in [(7, true), (3, true), (1, true), (0, false), (5, false), (0xe7, false)] {
+        for (value, ok) in [
+            (7, true),
+            (3, true),
+            (1, true),
+            (0, false),
+            (5, false),
+            (0xe7, false),
+        ] {
             state.context.gpr[reg::RAX] = value;
-            assert_eq!(run(&mut state, &[0x0f, 0x01, 0xd1]) != Outcome::Refused, ok, "{value:#x}");
+            assert_eq!(
+                run(&mut state, &[0x0f, 0x01, 0xd1]) != Outcome::Refused,
+                ok,
+                "{value:#x}"
+            );
         }
     }
 
@@ -274,17 +307,29 @@ mod tests {
     fn the_prefix_alone_is_no_cpuid() {
         let policy = CpuidPolicy::new(&CpuId::new(0).unwrap(), (4, 17), 1);
         let mut context = Context::default();
-        assert_eq!(prefixed_cpuid(&mut context, &policy, b"\x0f\x0bxen\x0f\xa3"), None);
+        assert_eq!(
+            prefixed_cpuid(&mut context, &policy, b"\x0f\x0bxen\x0f\xa3"),
+            None
+        );
         assert_eq!(prefixed_cpuid(&mut context, &policy, b"\x0f\x0bxen"), None);
         context.gpr[reg::RAX] = 0x4000_0000;
-        assert_eq!(prefixed_cpuid(&mut context, &policy, b"\x0f\x0bxen\x0f\xa2"), Some(()));
+        assert_eq!(
+            prefixed_cpuid(&mut context, &policy, b"\x0f\x0bxen\x0f\xa2"),
+            Some(())
+        );
         assert_eq!((context.rip, context.gpr[reg::RBX]), (7, 0x566e_6558));
     }
 
     #[test]
     fn unknown_and_truncated_instructions_are_refused() {
         let mut state = GuestState::new();
-        for bytes in [&[0xf4][..], &[0x0f], &[], &[0x0f, 0x01, 0x10], &[0x0f, 0x22, 0xd8]] {
+        for bytes in [
+            &[0xf4][..],
+            &[0x0f],
+            &[],
+            &[0x0f, 0x01, 0x10],
+            &[0x0f, 0x22, 0xd8],
+        ] {
             assert_eq!(run(&mut state, bytes), Outcome::Refused, "{bytes:x?}");
             assert_eq!(state.context.rip, 0);
         }

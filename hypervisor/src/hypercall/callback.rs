@@ -13,7 +13,11 @@ use guest_abi::{
 };
 
 fn canonical(address: u64) -> Result<u64, Errno> {
-    if GuestVirt(address).is_canonical() { Ok(address) } else { Err(Errno::EINVAL) }
+    if GuestVirt(address).is_canonical() {
+        Ok(address)
+    } else {
+        Err(Errno::EINVAL)
+    }
 }
 
 /// `HYPERVISOR_set_callbacks(event, failsafe, syscall)`, the old form.
@@ -22,8 +26,14 @@ fn canonical(address: u64) -> Result<u64, Errno> {
 /// `EINVAL` for an address that is not canonical.
 pub(super) fn set_callbacks(vcpu: &mut Vcpu, event: u64, failsafe: u64, syscall: u64) -> Outcome {
     let (event, failsafe, syscall) = (canonical(event)?, canonical(failsafe)?, canonical(syscall)?);
-    vcpu.state.event = Handler { address: event, masks_events: true };
-    vcpu.state.failsafe = Handler { address: failsafe, masks_events: true };
+    vcpu.state.event = Handler {
+        address: event,
+        masks_events: true,
+    };
+    vcpu.state.failsafe = Handler {
+        address: failsafe,
+        masks_events: true,
+    };
     vcpu.state.syscall.address = syscall;
     OK
 }
@@ -48,12 +58,20 @@ fn register(vcpu: &mut Vcpu, arg: GuestVirt) -> Outcome {
         masks_events: arg.flags & CALLBACKF_MASK_EVENTS != 0,
     };
     match arg.kind {
-        CALLBACKTYPE_EVENT => vcpu.state.event = Handler { masks_events: true, ..handler },
+        CALLBACKTYPE_EVENT => {
+            vcpu.state.event = Handler {
+                masks_events: true,
+                ..handler
+            }
+        }
         CALLBACKTYPE_FAILSAFE => vcpu.state.failsafe = handler,
         CALLBACKTYPE_SYSCALL => vcpu.state.syscall = handler,
         // 32-bit user code enters by these, and by `int 0x80` where a CPU has
         // neither; the CPU that we show has neither. NMIs are never sent.
-        CALLBACKTYPE_SYSENTER | CALLBACKTYPE_SYSENTER_DEPRECATED | CALLBACKTYPE_SYSCALL32 | CALLBACKTYPE_NMI => {}
+        CALLBACKTYPE_SYSENTER
+        | CALLBACKTYPE_SYSENTER_DEPRECATED
+        | CALLBACKTYPE_SYSCALL32
+        | CALLBACKTYPE_NMI => {}
         _ => return Err(Errno::ENOSYS),
     }
     OK
@@ -63,7 +81,10 @@ fn unregister(vcpu: &mut Vcpu, arg: GuestVirt) -> Outcome {
     let arg: CallbackUnregister = vcpu.access().read_obj(arg)?;
     match arg.kind {
         CALLBACKTYPE_EVENT | CALLBACKTYPE_FAILSAFE | CALLBACKTYPE_SYSCALL => Err(Errno::EINVAL),
-        CALLBACKTYPE_SYSENTER | CALLBACKTYPE_SYSENTER_DEPRECATED | CALLBACKTYPE_SYSCALL32 | CALLBACKTYPE_NMI => OK,
+        CALLBACKTYPE_SYSENTER
+        | CALLBACKTYPE_SYSENTER_DEPRECATED
+        | CALLBACKTYPE_SYSCALL32
+        | CALLBACKTYPE_NMI => OK,
         _ => Err(Errno::ENOSYS),
     }
 }

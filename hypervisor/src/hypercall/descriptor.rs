@@ -26,7 +26,8 @@ pub(super) fn set_gdt(vcpu: &mut Vcpu, frames: GuestVirt, entries: u32) -> Outco
         .map(|index| access.read_element(frames, index).map(Mfn))
         .collect::<Result<_, _>>()?;
     let id = vcpu.shared.id;
-    vcpu.update(|mm, tables| mm.set_gdt(tables, id, &frames, entries)).map(Done::from)
+    vcpu.update(|mm, tables| mm.set_gdt(tables, id, &frames, entries))
+        .map(Done::from)
 }
 
 /// `HYPERVISOR_update_descriptor(maddr, descriptor)`: changes one entry of a
@@ -36,5 +37,6 @@ pub(super) fn set_gdt(vcpu: &mut Vcpu, frames: GuestVirt, entries: u32) -> Outco
 /// `EINVAL` for an address that is not one of the domain's, or an unsafe
 /// descriptor.
 pub(super) fn update_descriptor(vcpu: &mut Vcpu, at: u64, descriptor: u64) -> Outcome {
-    vcpu.update(|mm, tables| mm.update_descriptor(tables, MachineAddr(at), descriptor)).map(Done::from)
+    vcpu.update(|mm, tables| mm.update_descriptor(tables, MachineAddr(at), descriptor))
+        .map(Done::from)
 }

@@ -27,7 +27,9 @@ pub(super) fn iret(vcpu: &mut Vcpu) -> Outcome {
     };
     if frame.cs & 3 == 3 {
         if vcpu.state.user_root.is_none() {
-            return Ok(Done::Crash(Crash::BadIret("there is no page-table root for user mode")));
+            return Ok(Done::Crash(Crash::BadIret(
+                "there is no page-table root for user mode",
+            )));
         }
         vcpu.state.toggle_mode();
     }

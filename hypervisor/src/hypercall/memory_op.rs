@@ -2,11 +2,7 @@
 
 use super::{Done, OK, Outcome, low32, own_domain};
 use crate::{
-    cpu::reg,
-    engine::kvm::M2P,
-    guest_access::GuestAccessExt,
-    memory::BASE_MFN,
-    paging::Released,
+    cpu::reg, engine::kvm::M2P, guest_access::GuestAccessExt, memory::BASE_MFN, paging::Released,
     vcpu::Vcpu,
 };
 use guest_abi::{
@@ -33,10 +29,12 @@ pub(super) fn memory_op(vcpu: &mut Vcpu, cmd: u64, arg: GuestVirt) -> Outcome {
         XENMEM_DECREASE_RESERVATION => reservation(vcpu, arg, cmd, start, Change::Decrease),
         XENMEM_POPULATE_PHYSMAP => reservation(vcpu, arg, cmd, start, Change::Populate),
         XENMEM_EXCHANGE => exchange(vcpu, arg),
-        XENMEM_MAXIMUM_RAM_PAGE => Ok(Done::Value(BASE_MFN.0 + vcpu.domain.memory.max_pages())),
+        XENMEM_MAXIMUM_RAM_PAGE => Ok(Done::Value(
+            BASE_MFN.0 + vcpu.domain.space.memory.max_pages(),
+        )),
         XENMEM_CURRENT_RESERVATION => {
             own(vcpu, arg)?;
-            Ok(Done::Value(vcpu.domain.tot_pages()))
+            Ok(Done::Value(vcpu.domain.space.tot_pages()))
         }
         XENMEM_MAXIMUM_RESERVATION => {
             own(vcpu, arg)?;
@@ -44,8 +42,12 @@ pub(super) fn memory_op(vcpu: &mut Vcpu, cmd: u64, arg: GuestVirt) -> Outcome {
         }
         XENMEM_MEMORY_MAP => memory_map(vcpu, arg),
         XENMEM_MACHPHYS_MAPPING => {
-            let entries = vcpu.domain.memory.m2p_area().bytes() / 8;
-            let mapping = MachphysMapping { v_start: M2P, v_end: M2P + entries * 8, max_mfn: entries - 1 };
+            let entries = vcpu.domain.space.memory.m2p_area().bytes() / 8;
+            let mapping = MachphysMapping {
+                v_start: M2P,
+                v_end: M2P + entries * 8,
+                max_mfn: entries - 1,
+            };
             vcpu.access().write_obj(arg, &mapping)?;
             OK
         }
@@ -66,7 +68,7 @@ fn memory_map(vcpu: &Vcpu, arg: GuestVirt) -> Outcome {
     }
     let mut entry = E820Entry::new_zeroed();
     entry.addr = 0;
-    entry.size = vcpu.domain.memory.max_pages() * 4096;
+    entry.size = vcpu.domain.space.memory.max_pages() * 4096;
     entry.kind = E820_RAM;
     vcpu.access().write_obj(GuestVirt(map.buffer), &entry)?;
     map.nr_entries = 1;
@@ -108,12 +110,14 @@ fn give_back(vcpu: &Vcpu, request: &MemoryReservation, index: u64) -> Result<(),
     if request.extent_order != 0 {
         return Err(Errno::EINVAL);
     }
-    let mfn = Mfn(vcpu.access().read_element(GuestVirt(request.extent_start), index)?);
+    let mfn = Mfn(vcpu
+        .access()
+        .read_element(GuestVirt(request.extent_start), index)?);
     let released = vcpu.lock_mm().release(mfn)?;
-    vcpu.domain.memory.set_m2p(mfn, None);
+    vcpu.domain.space.memory.set_m2p(mfn, None);
     if released == Released::Freed {
         // The host gets the memory; whoever gets the frame next finds zeros.
-        vcpu.domain.discard(mfn);
+        vcpu.domain.space.discard(mfn);
     }
     Ok(())
 }
@@ -124,18 +128,24 @@ fn take(vcpu: &Vcpu, request: &MemoryReservation, index: u64, change: Change) ->
         Change::Populate => Some(vcpu.access().read_element(list, index)?),
         _ => None,
     };
-    let pages = 1u64.checked_shl(request.extent_order).ok_or(Errno::EINVAL)?;
+    let pages = 1u64
+        .checked_shl(request.extent_order)
+        .ok_or(Errno::EINVAL)?;
     let first = {
         let mut mm = vcpu.lock_mm();
         let limit = vcpu.domain.max_pages.load(Ordering::Relaxed);
-        if mm.owned_frames().checked_add(pages).is_none_or(|total| total > limit) {
+        if mm
+            .owned_frames()
+            .checked_add(pages)
+            .is_none_or(|total| total > limit)
+        {
             return Err(Errno::ENOMEM);
         }
         mm.allocate(request.extent_order)?
     };
     for offset in 0..pages {
         let pfn = pfn.and_then(|pfn| pfn.checked_add(offset));
-        vcpu.domain.memory.set_m2p(Mfn(first.0 + offset), pfn);
+        vcpu.domain.space.memory.set_m2p(Mfn(first.0 + offset), pfn);
     }
     if list.0 != 0 {
         vcpu.access().write_element(list, index, &first.0)?;
@@ -150,7 +160,11 @@ fn exchange(vcpu: &mut Vcpu, arg: GuestVirt) -> Outcome {
     let request: MemoryExchange = vcpu.access().read_obj(arg)?;
     own_domain(vcpu, DomId(request.input.domid))?;
     let (input, output) = (&request.input, &request.output);
-    let frames = |r: &MemoryReservation| r.nr_extents.checked_shl(r.extent_order).filter(|n| *n <= 1 << 20);
+    let frames = |r: &MemoryReservation| {
+        r.nr_extents
+            .checked_shl(r.extent_order)
+            .filter(|n| *n <= 1 << 20)
+    };
     if input.domid != output.domid || frames(input).is_none() || frames(input) != frames(output) {
         return Err(Errno::EINVAL);
     }

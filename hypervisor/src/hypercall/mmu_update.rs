@@ -25,7 +25,13 @@ const PREEMPTED: u32 = 1 << 31;
 /// another domain's tables; `EFAULT`; `ENOSYS` for an unknown kind.
 ///
 /// [`Paging::mmu_update`]: crate::paging::Paging::mmu_update
-pub(super) fn mmu_update(vcpu: &mut Vcpu, requests: GuestVirt, count: u32, done: GuestVirt, foreign: u32) -> Outcome {
+pub(super) fn mmu_update(
+    vcpu: &mut Vcpu,
+    requests: GuestVirt,
+    count: u32,
+    done: GuestVirt,
+    foreign: u32,
+) -> Outcome {
     // The high half names the owner of the tables, plus one.
     let table_owner = foreign >> 16;
     own_domain(vcpu, domid(u64::from(foreign & 0xffff)))?;
@@ -39,8 +45,13 @@ pub(super) fn mmu_update(vcpu: &mut Vcpu, requests: GuestVirt, count: u32, done:
     while carried_out < count {
         if carried_out != 0 && carried_out.is_multiple_of(64) && vcpu.should_yield() {
             report(vcpu, done, carried_out, earlier)?;
-            let next = requests.0.wrapping_add(u64::from(carried_out) * size_of::<MmuUpdate>() as u64);
-            let rest = [(reg::RDI, next), (reg::RSI, u64::from(count - carried_out | PREEMPTED))];
+            let next = requests
+                .0
+                .wrapping_add(u64::from(carried_out) * size_of::<MmuUpdate>() as u64);
+            let rest = [
+                (reg::RDI, next),
+                (reg::RSI, u64::from(count - carried_out | PREEMPTED)),
+            ];
             return Ok(vcpu.restart(HYPERVISOR_MMU_UPDATE, &rest));
         }
         outcome = one(vcpu, requests, carried_out);
@@ -58,7 +69,11 @@ fn report(vcpu: &Vcpu, done: GuestVirt, count: u32, earlier: bool) -> Result<(),
     if done.0 == 0 {
         return Ok(());
     }
-    let before: u32 = if earlier { vcpu.access().read_obj(done)? } else { 0 };
+    let before: u32 = if earlier {
+        vcpu.access().read_obj(done)?
+    } else {
+        0
+    };
     vcpu.access().write_obj(done, &before.wrapping_add(count))
 }
 
@@ -72,7 +87,11 @@ fn one(vcpu: &Vcpu, requests: GuestVirt, index: u32) -> Result<(), Errno> {
         MMU_MACHPHYS_UPDATE => {
             let mfn = at.frame();
             vcpu.lock_mm().check_machphys(mfn)?;
-            vcpu.domain.memory.set_m2p(mfn, Some(request.val)).ok_or(Errno::EINVAL)
+            vcpu.domain
+                .space
+                .memory
+                .set_m2p(mfn, Some(request.val))
+                .ok_or(Errno::EINVAL)
         }
         _ => Err(Errno::ENOSYS),
     }
@@ -96,7 +115,7 @@ pub(super) fn update_va_mapping(vcpu: &mut Vcpu, va: GuestVirt, entry: u64, flag
     // UVMF_LOCAL is 0; anything else is UVMF_ALL or the address of a bitmap of
     // vCPUs. Flushing more vCPUs than asked for is always right.
     if everywhere != UVMF_LOCAL {
-        vcpu.domain.shoot_down(Some(vcpu.shared.id));
+        vcpu.domain.space.shoot_down(Some(vcpu.shared.id));
     }
     OK
 }

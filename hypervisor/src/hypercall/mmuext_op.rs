@@ -1,12 +1,7 @@
 //! `mmuext_op`.
 
 use super::{Done, Outcome, domid, own_domain};
-use crate::{
-    cpu::reg,
-    guest_access::GuestAccessExt,
-    paging::Level,
-    vcpu::Vcpu,
-};
+use crate::{cpu::reg, guest_access::GuestAccessExt, paging::Level, vcpu::Vcpu};
 use guest_abi::{
     addr::{GuestVirt, Mfn},
     errno::Errno,
@@ -20,13 +15,21 @@ use guest_abi::{
 /// # Errors
 /// That of the refused operation; `EPERM` for another domain; `EFAULT`;
 /// `ENOSYS` for an unknown one.
-pub(super) fn mmuext_op(vcpu: &mut Vcpu, operations: GuestVirt, count: u32, done: GuestVirt, foreign: u32) -> Outcome {
+pub(super) fn mmuext_op(
+    vcpu: &mut Vcpu,
+    operations: GuestVirt,
+    count: u32,
+    done: GuestVirt,
+    foreign: u32,
+) -> Outcome {
     own_domain(vcpu, domid(foreign.into()))?;
     let mut carried_out = 0;
     let mut outcome = Ok(());
     while carried_out < count {
         if carried_out != 0 && vcpu.should_yield() {
-            let next = operations.0.wrapping_add(u64::from(carried_out) * size_of::<MmuextOp>() as u64);
+            let next = operations
+                .0
+                .wrapping_add(u64::from(carried_out) * size_of::<MmuextOp>() as u64);
             let rest = [(reg::RDI, next), (reg::RSI, u64::from(count - carried_out))];
             return Ok(vcpu.restart(HYPERVISOR_MMUEXT_OP, &rest));
         }
@@ -70,7 +73,7 @@ fn one(vcpu: &mut Vcpu, operation: &MmuextOp) -> Result<(), Errno> {
         // Flushing more vCPUs than the bitmap names is always right.
         MMUEXT_TLB_FLUSH_MULTI | MMUEXT_INVLPG_MULTI | MMUEXT_TLB_FLUSH_ALL | MMUEXT_INVLPG_ALL => {
             vcpu.flush();
-            vcpu.domain.shoot_down(Some(id));
+            vcpu.domain.space.shoot_down(Some(id));
             Ok(())
         }
         // A guest without devices has no cache to flush: Xen refuses too.
@@ -92,7 +95,7 @@ fn pin(vcpu: &Vcpu, level: Level, mfn: Mfn) -> Result<(), Errno> {
 
 /// Clears a frame, or copies another one into it.
 fn write_frame(vcpu: &Vcpu, to: Mfn, from: Option<Mfn>) -> Result<(), Errno> {
-    let memory = &vcpu.domain.memory;
+    let memory = &vcpu.domain.space.memory;
     vcpu.update(|mm, tables| {
         if let Some(from) = from {
             mm.get_frame_ref(from)?;
@@ -102,7 +105,7 @@ fn write_frame(vcpu: &Vcpu, to: Mfn, from: Option<Mfn>) -> Result<(), Errno> {
                 None => memory.clear_frame(to),
                 Some(from) => memory.copy_frame(from, to),
             };
-            vcpu.domain.note_written(to);
+            vcpu.domain.space.note_written(to);
             mm.put_writable(tables, to);
             written.ok_or(Errno::EINVAL)
         });

@@ -77,7 +77,14 @@ const SYSCALL_BYTES: u64 = 2;
 pub fn dispatch(vcpu: &mut Vcpu) -> Result<(), Crash> {
     let g = &vcpu.state.context.gpr;
     let number = g[reg::RAX];
-    let args = [g[reg::RDI], g[reg::RSI], g[reg::RDX], g[reg::R10], g[reg::R8], g[reg::R9]];
+    let args = [
+        g[reg::RDI],
+        g[reg::RSI],
+        g[reg::RDX],
+        g[reg::R10],
+        g[reg::R8],
+        g[reg::R9],
+    ];
     vcpu.domain.counts.hypercall(number);
     let outcome = call(vcpu, number, args);
     match outcome {
@@ -85,7 +92,13 @@ pub fn dispatch(vcpu: &mut Vcpu) -> Result<(), Crash> {
         Ok(Done::Registers) => {}
         Ok(Done::Crash(crash)) => return Err(crash),
         Err(errno) => {
-            tracing::trace!(domain = vcpu.domain.id.0, number, ?args, ?errno, "hypercall refused");
+            tracing::trace!(
+                domain = vcpu.domain.id.0,
+                number,
+                ?args,
+                ?errno,
+                "hypercall refused"
+            );
             vcpu.state.context.gpr[reg::RAX] = failure(errno);
         }
     }
@@ -109,14 +122,24 @@ fn domid(value: u64) -> DomId {
 
 /// Checks that an operation names the caller itself.
 fn own_domain(vcpu: &Vcpu, dom: DomId) -> Result<(), Errno> {
-    if dom == DomId::SELF || dom == vcpu.domain.id { Ok(()) } else { Err(Errno::EPERM) }
+    if dom == DomId::SELF || dom == vcpu.domain.id {
+        Ok(())
+    } else {
+        Err(Errno::EPERM)
+    }
 }
 
 /// One hypercall, from registers or from a multicall.
 fn call(vcpu: &mut Vcpu, number: u64, a: [u64; 6]) -> Outcome {
     match number {
         HYPERVISOR_SET_TRAP_TABLE => trap_table::set_trap_table(vcpu, GuestVirt(a[0])),
-        HYPERVISOR_MMU_UPDATE => mmu_update::mmu_update(vcpu, GuestVirt(a[0]), low32(a[1]), GuestVirt(a[2]), low32(a[3])),
+        HYPERVISOR_MMU_UPDATE => mmu_update::mmu_update(
+            vcpu,
+            GuestVirt(a[0]),
+            low32(a[1]),
+            GuestVirt(a[2]),
+            low32(a[3]),
+        ),
         HYPERVISOR_SET_GDT => descriptor::set_gdt(vcpu, GuestVirt(a[0]), low32(a[1])),
         HYPERVISOR_STACK_SWITCH => segment::stack_switch(vcpu, a[0], a[1]),
         HYPERVISOR_SET_CALLBACKS => callback::set_callbacks(vcpu, a[0], a[1], a[2]),
@@ -126,18 +149,32 @@ fn call(vcpu: &mut Vcpu, number: u64, a: [u64; 6]) -> Outcome {
         HYPERVISOR_UPDATE_DESCRIPTOR => descriptor::update_descriptor(vcpu, a[0], a[1]),
         HYPERVISOR_MEMORY_OP => memory_op::memory_op(vcpu, a[0], GuestVirt(a[1])),
         HYPERVISOR_MULTICALL => multicall::multicall(vcpu, GuestVirt(a[0]), low32(a[1])),
-        HYPERVISOR_UPDATE_VA_MAPPING => mmu_update::update_va_mapping(vcpu, GuestVirt(a[0]), a[1], a[2]),
+        HYPERVISOR_UPDATE_VA_MAPPING => {
+            mmu_update::update_va_mapping(vcpu, GuestVirt(a[0]), a[1], a[2])
+        }
         HYPERVISOR_SET_TIMER_OP => sched_op::set_timer_op(vcpu, a[0]),
         HYPERVISOR_XEN_VERSION => xen_version::xen_version(vcpu, low32(a[0]), GuestVirt(a[1])),
-        HYPERVISOR_CONSOLE_IO => console_io::console_io(vcpu, low32(a[0]), low32(a[1]), GuestVirt(a[2])),
-        HYPERVISOR_VM_ASSIST => vm_assist::vm_assist(vcpu, low32(a[0]), low32(a[1])),
-        HYPERVISOR_UPDATE_VA_MAPPING_OTHERDOMAIN => {
-            mmu_update::update_va_mapping_otherdomain(vcpu, GuestVirt(a[0]), a[1], a[2], domid(a[3]))
+        HYPERVISOR_CONSOLE_IO => {
+            console_io::console_io(vcpu, low32(a[0]), low32(a[1]), GuestVirt(a[2]))
         }
+        HYPERVISOR_VM_ASSIST => vm_assist::vm_assist(vcpu, low32(a[0]), low32(a[1])),
+        HYPERVISOR_UPDATE_VA_MAPPING_OTHERDOMAIN => mmu_update::update_va_mapping_otherdomain(
+            vcpu,
+            GuestVirt(a[0]),
+            a[1],
+            a[2],
+            domid(a[3]),
+        ),
         HYPERVISOR_IRET => iret::iret(vcpu),
         HYPERVISOR_VCPU_OP => vcpu_op::vcpu_op(vcpu, low32(a[0]), low32(a[1]), GuestVirt(a[2])),
         HYPERVISOR_SET_SEGMENT_BASE => segment::set_segment_base(vcpu, low32(a[0]), a[1]),
-        HYPERVISOR_MMUEXT_OP => mmuext_op::mmuext_op(vcpu, GuestVirt(a[0]), low32(a[1]), GuestVirt(a[2]), low32(a[3])),
+        HYPERVISOR_MMUEXT_OP => mmuext_op::mmuext_op(
+            vcpu,
+            GuestVirt(a[0]),
+            low32(a[1]),
+            GuestVirt(a[2]),
+            low32(a[3]),
+        ),
         HYPERVISOR_NMI_OP => callback::nmi_op(vcpu, low32(a[0]), GuestVirt(a[1])),
         HYPERVISOR_SCHED_OP => sched_op::sched_op(vcpu, low32(a[0]), GuestVirt(a[1])),
         HYPERVISOR_CALLBACK_OP => callback::callback_op(vcpu, low32(a[0]), GuestVirt(a[1])),
@@ -149,10 +186,43 @@ fn call(vcpu: &mut Vcpu, number: u64, a: [u64; 6]) -> Outcome {
             event_channel_op::event_channel_op(events, &**host, guest, low32(a[0]), GuestVirt(a[1]))
                 .map(Done::from)
         }
+        HYPERVISOR_GRANT_TABLE_OP => grants(vcpu, low32(a[0]), GuestVirt(a[1]), low32(a[2])),
         HYPERVISOR_PHYSDEV_OP => physdev_op::physdev_op(vcpu, low32(a[0]), GuestVirt(a[1])),
         // The control domain's own: an ordinary domain may not.
-        HYPERVISOR_PLATFORM_OP | HYPERVISOR_SYSCTL | HYPERVISOR_DOMCTL | HYPERVISOR_KEXEC_OP => Err(Errno::EPERM),
+        HYPERVISOR_PLATFORM_OP | HYPERVISOR_SYSCTL | HYPERVISOR_DOMCTL | HYPERVISOR_KEXEC_OP => {
+            Err(Errno::EPERM)
+        }
         _ => Err(Errno::ENOSYS),
+    }
+}
+
+fn grants(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt, count: u32) -> Outcome {
+    use grant_table_op::{GrantCaller, Progress, grant_table_op};
+    let access = vcpu.access();
+    let domain = &vcpu.domain;
+    let caller = GrantCaller {
+        own: &domain.grants,
+        maps: &domain.maps,
+        domains: &*domain.host,
+        guest: &access,
+    };
+    let (mut arg, mut count) = (arg, count);
+    loop {
+        match grant_table_op(&caller, cmd, arg, count)? {
+            Progress::Done => return OK,
+            Progress::Continue {
+                arg: rest,
+                count: left,
+            } if vcpu.should_yield() => {
+                let rest = [(reg::RSI, rest.0), (reg::RDX, left.into())];
+                drop(access);
+                return Ok(vcpu.restart(HYPERVISOR_GRANT_TABLE_OP, &rest));
+            }
+            Progress::Continue {
+                arg: rest,
+                count: left,
+            } => (arg, count) = (rest, left),
+        }
     }
 }
 

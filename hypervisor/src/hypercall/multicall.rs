@@ -1,11 +1,7 @@
 //! `multicall`.
 
 use super::{Done, OK, Outcome, call, failure};
-use crate::{
-    cpu::reg,
-    guest_access::GuestAccessExt,
-    vcpu::Vcpu,
-};
+use crate::{cpu::reg, guest_access::GuestAccessExt, vcpu::Vcpu};
 use guest_abi::{
     addr::GuestVirt,
     errno::Errno,
@@ -27,7 +23,10 @@ pub(super) fn multicall(vcpu: &mut Vcpu, calls: GuestVirt, count: u32) -> Outcom
     for index in 0..u64::from(count) {
         if index != 0 && vcpu.should_yield() {
             let done = index * size_of::<MulticallEntry>() as u64;
-            let rest = [(reg::RDI, calls.0.wrapping_add(done)), (reg::RSI, u64::from(count) - index)];
+            let rest = [
+                (reg::RDI, calls.0.wrapping_add(done)),
+                (reg::RSI, u64::from(count) - index),
+            ];
             return Ok(vcpu.restart(HYPERVISOR_MULTICALL, &rest));
         }
         let mut entry: MulticallEntry = vcpu.access().read_element(calls, index)?;
@@ -41,7 +40,10 @@ pub(super) fn multicall(vcpu: &mut Vcpu, calls: GuestVirt, count: u32) -> Outcom
         if vcpu.wait != crate::vcpu::Wait::No && index + 1 < u64::from(count) {
             // The rest of the batch runs after the sleep.
             let done = (index + 1) * size_of::<MulticallEntry>() as u64;
-            let rest = [(reg::RDI, calls.0.wrapping_add(done)), (reg::RSI, u64::from(count) - index - 1)];
+            let rest = [
+                (reg::RDI, calls.0.wrapping_add(done)),
+                (reg::RSI, u64::from(count) - index - 1),
+            ];
             return Ok(vcpu.restart(HYPERVISOR_MULTICALL, &rest));
         }
     }

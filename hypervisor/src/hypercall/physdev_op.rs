@@ -18,7 +18,10 @@ pub(super) fn physdev_op(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt) -> Outcome {
     match cmd {
         PHYSDEVOP_SET_IOPL => {
             let arg: PhysdevSetIopl = vcpu.access().read_obj(arg)?;
-            vcpu.state.iopl = u8::try_from(arg.iopl).ok().filter(|iopl| *iopl <= 3).ok_or(Errno::EINVAL)?;
+            vcpu.state.iopl = u8::try_from(arg.iopl)
+                .ok()
+                .filter(|iopl| *iopl <= 3)
+                .ok_or(Errno::EINVAL)?;
             OK
         }
         PHYSDEVOP_SET_IOBITMAP => OK,

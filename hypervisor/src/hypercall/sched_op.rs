@@ -55,7 +55,11 @@ fn poll(vcpu: &mut Vcpu, arg: GuestVirt) -> Outcome {
         return Err(Errno::EINVAL);
     }
     let ports: Vec<Port> = (0..u64::from(arg.nr_ports))
-        .map(|index| vcpu.access().read_element(GuestVirt(arg.ports), index).map(Port))
+        .map(|index| {
+            vcpu.access()
+                .read_element(GuestVirt(arg.ports), index)
+                .map(Port)
+        })
         .collect::<Result<_, _>>()?;
     let deadline = (arg.timeout != 0).then_some(arg.timeout);
     vcpu.poll(&ports, deadline).map(Done::from)

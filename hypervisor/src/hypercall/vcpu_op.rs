@@ -73,12 +73,18 @@ fn own(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt) -> Outcome {
         }
         VCPUOP_SET_PERIODIC_TIMER => {
             let arg: VcpuSetPeriodicTimer = vcpu.access().read_obj(arg)?;
-            vcpu.time.timers.set_periodic(arg.period_ns, now).map_err(|error| error.errno())?;
+            vcpu.time
+                .timers
+                .set_periodic(arg.period_ns, now)
+                .map_err(|error| error.errno())?;
         }
         VCPUOP_STOP_PERIODIC_TIMER => vcpu.time.timers.stop_periodic(),
         VCPUOP_SET_SINGLESHOT_TIMER => {
             let arg: VcpuSetSingleshotTimer = vcpu.access().read_obj(arg)?;
-            let set = vcpu.time.timers.set_singleshot(arg.timeout_abs_ns, arg.flags, now);
+            let set = vcpu
+                .time
+                .timers
+                .set_singleshot(arg.timeout_abs_ns, arg.flags, now);
             set.map_err(|error| error.errno())?;
         }
         VCPUOP_STOP_SINGLESHOT_TIMER => vcpu.time.timers.stop_singleshot(),
@@ -116,7 +122,7 @@ fn register_vcpu_info(vcpu: &Vcpu, target: &VcpuShared, arg: GuestVirt) -> Outco
         vcpu.update(|mm, tables| mm.put_writable(tables, frame));
         error.errno()
     })?;
-    vcpu.domain.note_written(frame);
+    vcpu.domain.space.note_written(frame);
     vcpu.domain.publish_clock(target.id);
     OK
 }

@@ -23,7 +23,10 @@ pub(super) fn vm_assist(vcpu: &mut Vcpu, cmd: u32, kind: u32) -> Outcome {
     }
     match cmd {
         VMASST_CMD_ENABLE => vcpu.domain.vm_assist.fetch_or(1 << kind, Ordering::Relaxed),
-        VMASST_CMD_DISABLE => vcpu.domain.vm_assist.fetch_and(!(1 << kind), Ordering::Relaxed),
+        VMASST_CMD_DISABLE => vcpu
+            .domain
+            .vm_assist
+            .fetch_and(!(1 << kind), Ordering::Relaxed),
         _ => return Err(Errno::ENOSYS),
     };
     OK

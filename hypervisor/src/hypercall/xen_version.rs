@@ -8,11 +8,7 @@ use crate::{
     version,
 };
 use guest_abi::{
-    addr::GuestVirt,
-    arch_x86_64::HYPERVISOR_VIRT_START,
-    errno::Errno,
-    features::*,
-    version::*,
+    addr::GuestVirt, arch_x86_64::HYPERVISOR_VIRT_START, errno::Errno, features::*, version::*,
 };
 use zerocopy::FromZeros;
 
@@ -39,7 +35,12 @@ pub(super) fn xen_version(vcpu: &Vcpu, cmd: u32, arg: GuestVirt) -> Outcome {
         XENVER_CAPABILITIES => text::<XEN_CAPABILITIES_INFO_LEN>(vcpu, arg, version::CAPABILITIES)?,
         XENVER_CHANGESET => text::<XEN_CHANGESET_INFO_LEN>(vcpu, arg, version::CHANGESET)?,
         XENVER_PLATFORM_PARAMETERS => {
-            vcpu.access().write_obj(arg, &PlatformParameters { virt_start: HYPERVISOR_VIRT_START })?;
+            vcpu.access().write_obj(
+                arg,
+                &PlatformParameters {
+                    virt_start: HYPERVISOR_VIRT_START,
+                },
+            )?;
         }
         XENVER_GET_FEATURES => {
             let mut info: FeatureInfo = vcpu.access().read_obj(arg)?;
@@ -47,7 +48,9 @@ pub(super) fn xen_version(vcpu: &Vcpu, cmd: u32, arg: GuestVirt) -> Outcome {
             vcpu.access().write_obj(arg, &info)?;
         }
         XENVER_PAGESIZE => return Ok(Done::Value(4096)),
-        XENVER_GUEST_HANDLE => vcpu.access().write_bytes(arg, vcpu.domain.uuid.as_bytes())?,
+        XENVER_GUEST_HANDLE => vcpu
+            .access()
+            .write_bytes(arg, vcpu.domain.uuid.as_bytes())?,
         XENVER_COMMANDLINE => return Err(Errno::EPERM),
         XENVER_BUILD_ID => return Err(Errno::ENODATA),
         _ => return Err(Errno::ENOSYS),

@@ -1,9 +1,6 @@
 //! A vCPU's guest memory, for copying arguments in and results out.
 
-use crate::{
-    domain::{Domain, Tables},
-    guest_access::GuestAccess,
-};
+use crate::{domain::Domain, guest_access::GuestAccess, space::Tables};
 use guest_abi::{
     addr::{GuestVirt, MachineAddr, Mfn, PAGE_SIZE},
     errno::Errno,
@@ -39,16 +36,20 @@ impl<'a> VcpuAccess<'a> {
             let at = start.checked_add(done as u64).ok_or(Errno::EFAULT)?;
             let in_page = usize::try_from(PAGE_SIZE - at.page_offset()).unwrap_or(1);
             let step = in_page.min(len - done);
-            let mm = self.domain.lock_mm();
-            let found = mm.translate(&Tables::read_only(self.domain), self.root, at).ok_or(Errno::EFAULT)?;
-            if !found.user || write && !(found.writable && self.domain.may_write(&mm, found.mfn)) {
+            let mm = self.domain.space.lock_mm();
+            let found = mm
+                .translate(&Tables::read_only(&self.domain.space), self.root, at)
+                .ok_or(Errno::EFAULT)?;
+            if !found.user
+                || write && !(found.writable && self.domain.space.may_write(&mm, found.mfn))
+            {
                 return Err(Errno::EFAULT);
             }
             let base = found.mfn.addr().ok_or(Errno::EFAULT)?;
             let addr = base.checked_add(at.page_offset()).ok_or(Errno::EFAULT)?;
             copy(addr, done..done + step).ok_or(Errno::EFAULT)?;
             if write {
-                self.domain.note_written(found.mfn);
+                self.domain.space.note_written(found.mfn);
             }
             done += step;
         }
@@ -58,10 +59,14 @@ impl<'a> VcpuAccess<'a> {
 
 impl GuestAccess for VcpuAccess<'_> {
     fn read_bytes(&self, from: GuestVirt, buf: &mut [u8]) -> Result<(), Errno> {
-        self.pieces(from, buf.len(), false, |addr, range| self.domain.memory.read(addr, &mut buf[range]))
+        self.pieces(from, buf.len(), false, |addr, range| {
+            self.domain.space.memory.read(addr, &mut buf[range])
+        })
     }
 
     fn write_bytes(&self, to: GuestVirt, bytes: &[u8]) -> Result<(), Errno> {
-        self.pieces(to, bytes.len(), true, |addr, range| self.domain.memory.write(addr, &bytes[range]))
+        self.pieces(to, bytes.len(), true, |addr, range| {
+            self.domain.space.memory.write(addr, &bytes[range])
+        })
     }
 }

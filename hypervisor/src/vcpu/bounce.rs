@@ -50,8 +50,12 @@ impl Vcpu {
         words.extend([context.rip, cs, flags, old_rsp, ss]);
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let top = stack & !0xf;
-        let rsp = top.checked_sub(bytes.len() as u64).ok_or(Crash::NoStack(stack))?;
-        self.access_kernel().write_bytes(GuestVirt(rsp), &bytes).map_err(|_| Crash::NoStack(rsp))?;
+        let rsp = top
+            .checked_sub(bytes.len() as u64)
+            .ok_or(Crash::NoStack(stack))?;
+        self.access_kernel()
+            .write_bytes(GuestVirt(rsp), &bytes)
+            .map_err(|_| Crash::NoStack(rsp))?;
         let context = &mut self.state.context;
         context.gpr[reg::RSP] = rsp;
         context.rip = handler.address;

@@ -105,10 +105,15 @@ impl VcpuTime {
         if self.host_timer.is_none() {
             self.host_timer = thread_timer();
         }
-        let Some(timer) = &mut self.host_timer else { return };
+        let Some(timer) = &mut self.host_timer else {
+            return;
+        };
         // A zero would disarm it.
         let delay = deadline.map(|at| clock.until(at).max(Duration::from_nanos(1)));
-        let spec = delay.map_or(TimeSpec::from_duration(Duration::ZERO), TimeSpec::from_duration);
+        let spec = delay.map_or(
+            TimeSpec::from_duration(Duration::ZERO),
+            TimeSpec::from_duration,
+        );
         if let Err(error) = timer.set(Expiration::OneShot(spec), TimerSetTimeFlags::empty()) {
             tracing::warn!(%error, "the vCPU's host timer can't be set");
         }
@@ -116,8 +121,11 @@ impl VcpuTime {
 }
 
 fn thread_timer() -> Option<Timer> {
-    let notify =
-        SigevNotify::SigevThreadId { signal: kick_signal(), thread_id: gettid().as_raw(), si_value: 0 };
+    let notify = SigevNotify::SigevThreadId {
+        signal: kick_signal(),
+        thread_id: gettid().as_raw(),
+        si_value: 0,
+    };
     Timer::new(ClockId::CLOCK_MONOTONIC, SigEvent::new(notify))
         .inspect_err(|error| tracing::warn!(%error, "no host timer for the vCPU"))
         .ok()
@@ -141,7 +149,9 @@ impl Vcpu {
         let info = self.domain.host.pvclock().info();
         let domain = Arc::clone(&self.domain);
         let access = super::VcpuAccess::new(&domain, self.state.kernel_root);
-        self.time.secondary.publish(&access as &dyn GuestAccess, &info)
+        self.time
+            .secondary
+            .publish(&access as &dyn GuestAccess, &info)
     }
 
     /// Registers the runstate area, and writes it.
@@ -152,4 +162,3 @@ impl Vcpu {
         Ok(())
     }
 }
-

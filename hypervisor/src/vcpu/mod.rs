@@ -18,9 +18,10 @@ pub use shared::{VcpuShared, request};
 pub use state::{GuestState, Handler, canonical_or_zero};
 
 use crate::{
-    domain::{Domain, Tables},
+    domain::Domain,
     engine::{TableWrites, kvm::KvmVcpu},
     paging::Paging,
+    space::Tables,
 };
 use guest_abi::addr::Port;
 use std::{
@@ -83,13 +84,17 @@ pub struct Vcpu {
 impl Vcpu {
     /// The paging rules, to be used with [`tables`](Self::tables).
     pub fn lock_mm(&self) -> MutexGuard<'_, Paging> {
-        self.domain.lock_mm()
+        self.domain.space.lock_mm()
     }
 
     /// The domain's tables, with changes queued for this vCPU's next entry.
     #[must_use]
     pub fn tables(&self) -> Tables<'_> {
-        Tables { domain: &self.domain, vcpu: Some(self.shared.id), writes: Some((&self.writes, &self.flush)) }
+        Tables {
+            space: &self.domain.space,
+            vcpu: Some(self.shared.id),
+            writes: Some((&self.writes, &self.flush)),
+        }
     }
 
     /// Runs a paging operation on this vCPU.
@@ -147,9 +152,18 @@ impl Vcpu {
     }
 
     /// Ports for [`EventChannels::poll`](crate::events::EventChannels::poll).
-    pub(crate) fn poll(&mut self, ports: &[Port], deadline: Option<u64>) -> Result<(), guest_abi::errno::Errno> {
+    pub(crate) fn poll(
+        &mut self,
+        ports: &[Port],
+        deadline: Option<u64>,
+    ) -> Result<(), guest_abi::errno::Errno> {
         use crate::events::PollOutcome;
-        match self.domain.events.poll(self.shared.id, ports).map_err(|error| error.errno())? {
+        match self
+            .domain
+            .events
+            .poll(self.shared.id, ports)
+            .map_err(|error| error.errno())?
+        {
             PollOutcome::Ready => {}
             PollOutcome::Sleep => {
                 self.time.timers.begin_poll(deadline);

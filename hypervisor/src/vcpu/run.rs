@@ -33,7 +33,10 @@ const THREAD_STACK: usize = 512 << 10;
 /// The engine refused another vCPU, or the host another thread.
 pub fn start(domain: &Arc<Domain>, id: VcpuId) -> Result<(), EngineError> {
     let index = usize::try_from(id.0).unwrap_or(usize::MAX);
-    let shared = domain.vcpus.get(index).ok_or(EngineError::Layout("no such vCPU"))?;
+    let shared = domain
+        .vcpus
+        .get(index)
+        .ok_or(EngineError::Layout("no such vCPU"))?;
     if !shared.claim_thread() {
         return Ok(());
     }
@@ -116,7 +119,11 @@ impl Vcpu {
     fn apply_affinity(&self) {
         let cpus = self.shared.affinity();
         let mut set = CpuSet::new();
-        let wanted: Vec<u32> = if cpus.is_empty() { (0..CpuSet::count() as u32).collect() } else { cpus };
+        let wanted: Vec<u32> = if cpus.is_empty() {
+            (0..CpuSet::count() as u32).collect()
+        } else {
+            cpus
+        };
         for cpu in wanted {
             let _ = set.set(cpu as usize);
         }
@@ -128,7 +135,7 @@ impl Vcpu {
     fn serve(&mut self, requests: u32) {
         if requests & (request::FLUSH | request::STATE) != 0 {
             self.flush();
-            self.domain.take_deferred(&self.writes);
+            self.domain.space.take_deferred(&self.writes);
         }
         if requests & request::POLL != 0 {
             self.end_poll();
@@ -148,7 +155,10 @@ impl Vcpu {
             return false;
         }
         let clock = &self.domain.host.clock;
-        let until = self.time.next_deadline(true).map(|ns| Instant::now() + clock.until(ns));
+        let until = self
+            .time
+            .next_deadline(true)
+            .map(|ns| Instant::now() + clock.until(ns));
         self.time.block();
         self.shared.set_blocked(true);
         self.shared.sleep_until(until);
@@ -193,12 +203,23 @@ impl Vcpu {
     fn report(&self, crash: &Crash) -> String {
         use std::fmt::Write;
         let context = &self.state.context;
-        let mut text = format!("domain {} vCPU {} crashed: {crash}\n", self.domain.id, self.shared.id);
-        let mode = if self.state.user_mode { "user" } else { "kernel" };
-        let _ = writeln!(text, "rip: {:016x}  rflags: {:08x}  {mode} mode", context.rip, context.rflags);
+        let mut text = format!(
+            "domain {} vCPU {} crashed: {crash}\n",
+            self.domain.id, self.shared.id
+        );
+        let mode = if self.state.user_mode {
+            "user"
+        } else {
+            "kernel"
+        };
+        let _ = writeln!(
+            text,
+            "rip: {:016x}  rflags: {:08x}  {mode} mode",
+            context.rip, context.rflags
+        );
         const NAMES: [&str; 16] = [
-            "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8 ", "r9 ", "r10", "r11", "r12", "r13",
-            "r14", "r15",
+            "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8 ", "r9 ", "r10", "r11",
+            "r12", "r13", "r14", "r15",
         ];
         for row in 0..4 {
             let column = |i: usize| format!("{}: {:016x}", NAMES[i], context.gpr[i]);
@@ -214,12 +235,21 @@ impl Vcpu {
             context.gs_base
         );
         let mut stack = [0; 256];
-        if self.access().read_bytes(GuestVirt(context.gpr[reg::RSP]), &mut stack).is_ok() {
+        if self
+            .access()
+            .read_bytes(GuestVirt(context.gpr[reg::RSP]), &mut stack)
+            .is_ok()
+        {
             let _ = writeln!(text, "stack from rsp:");
             for line in stack.chunks(32) {
                 let words: Vec<_> = line
                     .chunks_exact(8)
-                    .map(|word| format!("{:016x}", u64::from_le_bytes(word.try_into().unwrap_or_default())))
+                    .map(|word| {
+                        format!(
+                            "{:016x}",
+                            u64::from_le_bytes(word.try_into().unwrap_or_default())
+                        )
+                    })
                     .collect();
                 let _ = writeln!(text, "  {}", words.join(" "));
             }

@@ -125,7 +125,11 @@ impl VcpuShared {
         let mut spins = 0u32;
         while self.in_guest.load(SeqCst) && self.requests.load(SeqCst) & bits != 0 {
             spins += 1;
-            if spins.is_multiple_of(64) { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if spins.is_multiple_of(64) {
+                std::thread::yield_now()
+            } else {
+                std::hint::spin_loop()
+            }
         }
     }
 
@@ -135,13 +139,19 @@ impl VcpuShared {
         let mut guard = lock(&self.sleep);
         while !self.has_requests() {
             guard = match deadline {
-                None => self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner),
+                None => self
+                    .wake
+                    .wait(guard)
+                    .unwrap_or_else(PoisonError::into_inner),
                 Some(at) => {
                     let left = at.saturating_duration_since(Instant::now());
                     if left == Duration::ZERO {
                         break;
                     }
-                    self.wake.wait_timeout(guard, left).unwrap_or_else(PoisonError::into_inner).0
+                    self.wake
+                        .wait_timeout(guard, left)
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
                 }
             };
         }
@@ -152,7 +162,8 @@ impl VcpuShared {
     /// Tells which thread runs this vCPU from now on; `None` when it ends.
     pub fn set_thread(&self, thread: Option<Pthread>) {
         let mut current = lock(&self.thread);
-        self.cpu_time_ns.fetch_add(current.map_or(0, thread_cpu_time), SeqCst);
+        self.cpu_time_ns
+            .fetch_add(current.map_or(0, thread_cpu_time), SeqCst);
         *current = thread;
         self.active.store(thread.is_some(), SeqCst);
     }

@@ -6,7 +6,10 @@
 use crate::cpu::{Context, reg};
 use guest_abi::{
     addr::Mfn,
-    arch_x86::{TI_DPL_MASK, TI_IF, TrapInfo, VGCF_FAILSAFE_DISABLES_EVENTS, VGCF_IN_KERNEL, VGCF_SYSCALL_DISABLES_EVENTS, VcpuGuestContext},
+    arch_x86::{
+        TI_DPL_MASK, TI_IF, TrapInfo, VGCF_FAILSAFE_DISABLES_EVENTS, VGCF_IN_KERNEL,
+        VGCF_SYSCALL_DISABLES_EVENTS, VcpuGuestContext,
+    },
     arch_x86_64::{FLAT_KERNEL_CS, FLAT_KERNEL_SS, FLAT_USER_CS, FLAT_USER_SS},
 };
 use zerocopy::FromZeros;
@@ -95,19 +98,30 @@ impl GuestState {
 
     /// GS base of kernel mode.
     pub fn gs_base_kernel(&mut self) -> &mut u64 {
-        if self.user_mode { &mut self.other_gs_base } else { &mut self.context.gs_base }
+        if self.user_mode {
+            &mut self.other_gs_base
+        } else {
+            &mut self.context.gs_base
+        }
     }
 
     /// GS base of user mode.
     pub fn gs_base_user(&mut self) -> &mut u64 {
-        if self.user_mode { &mut self.context.gs_base } else { &mut self.other_gs_base }
+        if self.user_mode {
+            &mut self.context.gs_base
+        } else {
+            &mut self.other_gs_base
+        }
     }
 
     /// The handler of an exception.
     #[must_use]
     pub fn trap_handler(&self, vector: u8) -> Handler {
         let entry = &self.traps[usize::from(vector)];
-        Handler { address: entry.address, masks_events: entry.flags & TI_IF != 0 }
+        Handler {
+            address: entry.address,
+            masks_events: entry.flags & TI_IF != 0,
+        }
     }
 
     /// Whether the running mode may use `int vector`.
@@ -134,8 +148,8 @@ impl GuestState {
         let r = &from.user_regs;
         self.context = Context {
             gpr: [
-                r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
-                r.r13, r.r14, r.r15,
+                r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11,
+                r.r12, r.r13, r.r14, r.r15,
             ],
             rip: r.rip,
             rflags: r.rflags,
@@ -149,7 +163,10 @@ impl GuestState {
         }
         self.kernel_sp = from.kernel_sp;
         *self.traps = from.trap_ctxt;
-        self.event = Handler { address: from.event_callback_eip, masks_events: true };
+        self.event = Handler {
+            address: from.event_callback_eip,
+            masks_events: true,
+        };
         self.failsafe = Handler {
             address: from.failsafe_callback_eip,
             masks_events: from.flags & VGCF_FAILSAFE_DISABLES_EVENTS != 0,
@@ -182,7 +199,8 @@ impl GuestState {
             to.flags |= VGCF_IN_KERNEL;
             (self.context.gs_base, self.other_gs_base)
         };
-        (to.fs_base, to.gs_base_kernel, to.gs_base_user) = (self.context.fs_base, kernel_gs, user_gs);
+        (to.fs_base, to.gs_base_kernel, to.gs_base_user) =
+            (self.context.fs_base, kernel_gs, user_gs);
         to.trap_ctxt = *self.traps;
         to.kernel_sp = self.kernel_sp;
         to.kernel_ss = FLAT_KERNEL_SS.into();
@@ -205,5 +223,9 @@ impl Default for GuestState {
 /// A segment base that the CPU would take, or 0.
 #[must_use]
 pub fn canonical_or_zero(base: u64) -> u64 {
-    if guest_abi::addr::GuestVirt(base).is_canonical() { base } else { 0 }
+    if guest_abi::addr::GuestVirt(base).is_canonical() {
+        base
+    } else {
+        0
+    }
 }

@@ -10,8 +10,8 @@ use crate::{
     paging::{PtWrite, PtWriteOutcome},
 };
 use guest_abi::addr::GuestVirt;
-use std::sync::atomic::Ordering::Relaxed;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind};
+use std::sync::atomic::Ordering::Relaxed;
 
 /// Error code bits of a page fault.
 mod fault {
@@ -36,8 +36,14 @@ impl Vcpu {
             Trap::Kick => Ok(()),
             Trap::Syscall if !self.state.user_mode => hypercall::dispatch(self),
             Trap::Syscall => self.user_syscall(),
-            Trap::Exception { vector: 14, error, cr2 } => self.page_fault(error, cr2),
-            Trap::Exception { vector: 13, error, .. } => self.general_protection(error),
+            Trap::Exception {
+                vector: 14,
+                error,
+                cr2,
+            } => self.page_fault(error, cr2),
+            Trap::Exception {
+                vector: 13, error, ..
+            } => self.general_protection(error),
             Trap::Exception { vector: 6, .. } => self.invalid_opcode(),
             Trap::Exception { vector, error, .. } => {
                 let error = (WITH_ERROR_CODE >> vector & 1 != 0).then_some(error);
@@ -71,7 +77,9 @@ impl Vcpu {
     fn fetch(&self) -> Vec<u8> {
         let rip = self.state.context.rip;
         let mut bytes = [0; MAX_FETCH];
-        let in_page = usize::try_from(4096 - (rip & 4095)).unwrap_or(1).min(MAX_FETCH);
+        let in_page = usize::try_from(4096 - (rip & 4095))
+            .unwrap_or(1)
+            .min(MAX_FETCH);
         let access = self.access();
         if access.read_bytes(GuestVirt(rip), &mut bytes).is_ok() {
             return bytes.to_vec();
@@ -111,7 +119,9 @@ impl Vcpu {
                     return Ok(());
                 }
                 Outcome::SetXcr0(value) => return self.load_xcr0(value),
-                Outcome::Interrupt { vector, length } => return self.software_interrupt(vector, length),
+                Outcome::Interrupt { vector, length } => {
+                    return self.software_interrupt(vector, length);
+                }
                 Outcome::Refused => {}
             }
         }
@@ -120,7 +130,10 @@ impl Vcpu {
 
     fn software_interrupt(&mut self, vector: u8, length: u8) -> Result<(), Crash> {
         if !self.state.may_raise(vector) {
-            return self.bounce(self.state.trap_handler(13), Some(u32::from(vector) << 3 | 2));
+            return self.bounce(
+                self.state.trap_handler(13),
+                Some(u32::from(vector) << 3 | 2),
+            );
         }
         self.state.context.rip = self.state.context.rip.wrapping_add(length.into());
         self.bounce(self.state.trap_handler(vector), None)
@@ -136,7 +149,11 @@ impl Vcpu {
             return self.retry(cr2);
         }
         self.domain.delivery.set_cr2(self.shared.id, cr2.0);
-        let error = if self.state.user_mode { error | fault::USER } else { error & !fault::USER };
+        let error = if self.state.user_mode {
+            error | fault::USER
+        } else {
+            error & !fault::USER
+        };
         self.bounce(self.state.trap_handler(14), Some(error))
     }
 
@@ -144,7 +161,9 @@ impl Vcpu {
     /// were older than the tables.
     fn is_spurious(&self, error: u32, cr2: GuestVirt) -> bool {
         let mm = self.lock_mm();
-        let Some(found) = mm.translate(&self.tables(), self.state.root(), cr2) else { return false };
+        let Some(found) = mm.translate(&self.tables(), self.state.root(), cr2) else {
+            return false;
+        };
         found.user
             && (error & fault::WRITE == 0 || found.writable)
             && (error & fault::FETCH == 0 || !found.nx)
@@ -152,7 +171,11 @@ impl Vcpu {
 
     fn retry(&mut self, cr2: GuestVirt) -> Result<(), Crash> {
         let rip = self.state.context.rip;
-        let count = if (self.spurious.0, self.spurious.1) == (rip, cr2.0) { self.spurious.2 + 1 } else { 1 };
+        let count = if (self.spurious.0, self.spurious.1) == (rip, cr2.0) {
+            self.spurious.2 + 1
+        } else {
+            1
+        };
         self.spurious = (rip, cr2.0, count);
         self.flush();
         if count > MAX_SPURIOUS {
@@ -168,10 +191,15 @@ impl Vcpu {
     /// Repeats, from inside the VM, the words that lead to `va`.
     fn forget_tables_of(&self, va: GuestVirt) {
         use crate::engine::TableWrite;
-        let slot = self.lock_mm().l1_slot(&self.tables(), self.state.root(), va);
+        let slot = self
+            .lock_mm()
+            .l1_slot(&self.tables(), self.state.root(), va);
         if let Some(addr) = slot.and_then(|slot| slot.table.addr()) {
             tracing::warn!(domain = self.domain.id.0, %va, "stale shadow page table dropped");
-            self.writes.borrow_mut().push(TableWrite { addr, forget_frame: true });
+            self.writes.borrow_mut().push(TableWrite {
+                addr,
+                forget_frame: true,
+            });
         }
     }
 
@@ -181,7 +209,12 @@ impl Vcpu {
         let mm = self.lock_mm();
         let maps_table = mm
             .translate(&self.tables(), self.state.root(), cr2)
-            .is_some_and(|found| !found.writable && mm.frame_type(found.mfn).is_some_and(|(kind, _)| kind.level().is_some()));
+            .is_some_and(|found| {
+                !found.writable
+                    && mm
+                        .frame_type(found.mfn)
+                        .is_some_and(|(kind, _)| kind.level().is_some())
+            });
         drop(mm);
         if !maps_table {
             return false;
@@ -190,13 +223,21 @@ impl Vcpu {
         let mut decoder = Decoder::with_ip(64, &code, self.state.context.rip, DecoderOptions::NONE);
         let insn = decoder.decode();
         let Some(store) = TableStoreInsn::decode(&insn) else {
-            tracing::debug!(?insn, "a page-table write by an instruction that is not emulated");
+            tracing::debug!(
+                ?insn,
+                "a page-table write by an instruction that is not emulated"
+            );
             return false;
         };
         self.emulate_store(&insn, &store, cr2).is_some()
     }
 
-    fn emulate_store(&mut self, insn: &Instruction, store: &TableStoreInsn, at: GuestVirt) -> Option<()> {
+    fn emulate_store(
+        &mut self,
+        insn: &Instruction,
+        store: &TableStoreInsn,
+        at: GuestVirt,
+    ) -> Option<()> {
         let mut old = 0u64;
         for _ in 0..64 {
             let request = match store.compute(self, insn, old)? {
@@ -205,8 +246,9 @@ impl Vcpu {
                 Store::Keep => return self.finish_store(insn, store, old),
             };
             let root = self.state.root();
-            let outcome =
-                self.update(|mm, tables| mm.emulate_pt_write(tables, root, at, store.bytes, request)).ok()?;
+            let outcome = self
+                .update(|mm, tables| mm.emulate_pt_write(tables, root, at, store.bytes, request))
+                .ok()?;
             match outcome {
                 PtWriteOutcome::Written => return self.finish_store(insn, store, old),
                 PtWriteOutcome::Differs(found) => old = found,
@@ -227,7 +269,11 @@ impl Vcpu {
             OpKind::Register => {
                 let register = insn.op_register(index);
                 let value = self.state.context.gpr[register.number() & 15];
-                Some(if is_high_byte(register) { value >> 8 } else { value })
+                Some(if is_high_byte(register) {
+                    value >> 8
+                } else {
+                    value
+                })
             }
             OpKind::Memory => None,
             _ => Some(insn.immediate(index)),
@@ -278,14 +324,25 @@ impl TableStoreInsn {
             return None;
         }
         let kind = match insn.code() {
-            Code::Mov_rm64_r64 | Code::Mov_rm32_r32 | Code::Mov_rm16_r16 | Code::Mov_rm8_r8 => Kind::Mov,
-            Code::Mov_rm64_imm32 | Code::Mov_rm32_imm32 | Code::Mov_rm16_imm16 | Code::Mov_rm8_imm8 => Kind::Mov,
-            Code::Xchg_rm64_r64 | Code::Xchg_rm32_r32 | Code::Xchg_rm16_r16 | Code::Xchg_rm8_r8 => Kind::Xchg,
+            Code::Mov_rm64_r64 | Code::Mov_rm32_r32 | Code::Mov_rm16_r16 | Code::Mov_rm8_r8 => {
+                Kind::Mov
+            }
+            Code::Mov_rm64_imm32
+            | Code::Mov_rm32_imm32
+            | Code::Mov_rm16_imm16
+            | Code::Mov_rm8_imm8 => Kind::Mov,
+            Code::Xchg_rm64_r64 | Code::Xchg_rm32_r32 | Code::Xchg_rm16_r16 | Code::Xchg_rm8_r8 => {
+                Kind::Xchg
+            }
             Code::Cmpxchg_rm64_r64 | Code::Cmpxchg_rm32_r32 => Kind::CmpXchg,
             Code::And_rm64_imm8 | Code::And_rm64_imm32 | Code::And_rm64_r64 => Kind::And,
-            Code::And_rm8_imm8 | Code::And_rm8_r8 | Code::And_rm32_imm8 | Code::And_rm32_imm32 => Kind::And,
+            Code::And_rm8_imm8 | Code::And_rm8_r8 | Code::And_rm32_imm8 | Code::And_rm32_imm32 => {
+                Kind::And
+            }
             Code::Or_rm64_imm8 | Code::Or_rm64_imm32 | Code::Or_rm64_r64 => Kind::Or,
-            Code::Or_rm8_imm8 | Code::Or_rm8_r8 | Code::Or_rm32_imm8 | Code::Or_rm32_imm32 => Kind::Or,
+            Code::Or_rm8_imm8 | Code::Or_rm8_r8 | Code::Or_rm32_imm8 | Code::Or_rm32_imm32 => {
+                Kind::Or
+            }
             Code::Btr_rm64_imm8 | Code::Btr_rm32_imm8 => Kind::Bit(BitOp::Reset),
             Code::Bts_rm64_imm8 | Code::Bts_rm32_imm8 => Kind::Bit(BitOp::Set),
             Code::Btc_rm64_imm8 | Code::Btc_rm32_imm8 => Kind::Bit(BitOp::Complement),
@@ -293,11 +350,18 @@ impl TableStoreInsn {
             Code::Bts_rm64_r64 => Kind::Bit(BitOp::Set),
             _ => return None,
         };
-        Some(TableStoreInsn { kind, bytes: insn.memory_size().size() })
+        Some(TableStoreInsn {
+            kind,
+            bytes: insn.memory_size().size(),
+        })
     }
 
     fn mask(&self) -> u64 {
-        if self.bytes >= 8 { u64::MAX } else { (1 << (self.bytes * 8)) - 1 }
+        if self.bytes >= 8 {
+            u64::MAX
+        } else {
+            (1 << (self.bytes * 8)) - 1
+        }
     }
 
     /// What is stored, if memory holds `old`.
@@ -309,7 +373,9 @@ impl TableStoreInsn {
             Kind::And => Store::Exchange(old & source & self.mask()),
             Kind::Or => Store::Exchange((old | source) & self.mask()),
             Kind::Bit(op) => Store::Exchange(apply_bit(op, old, source, self.bytes)),
-            Kind::CmpXchg if (vcpu.state.context.gpr[reg::RAX] ^ old) & self.mask() == 0 => Store::Exchange(source),
+            Kind::CmpXchg if (vcpu.state.context.gpr[reg::RAX] ^ old) & self.mask() == 0 => {
+                Store::Exchange(source)
+            }
             Kind::CmpXchg => Store::Keep,
         })
     }
@@ -320,7 +386,11 @@ impl TableStoreInsn {
         let context = &mut vcpu.state.context;
         match self.kind {
             Kind::Mov => {}
-            Kind::Xchg => self.set_register(&mut context.gpr[insn.op1_register().number() & 15], insn, old),
+            Kind::Xchg => self.set_register(
+                &mut context.gpr[insn.op1_register().number() & 15],
+                insn,
+                old,
+            ),
             Kind::And => self.logic_flags(context, old & operand),
             Kind::Or => self.logic_flags(context, old | operand),
             Kind::Bit(_) => {
@@ -331,7 +401,11 @@ impl TableStoreInsn {
                 let accumulator = context.gpr[reg::RAX];
                 self.compare_flags(context, accumulator, old);
                 if (accumulator ^ old) & self.mask() != 0 {
-                    context.gpr[reg::RAX] = if self.bytes == 4 { old & self.mask() } else { old };
+                    context.gpr[reg::RAX] = if self.bytes == 4 {
+                        old & self.mask()
+                    } else {
+                        old
+                    };
                 }
             }
         }
@@ -368,7 +442,11 @@ impl TableStoreInsn {
         self.result_flags(&mut context.rflags, result);
         set_flag(&mut context.rflags, 0, left < right);
         set_flag(&mut context.rflags, 4, left & 15 < right & 15);
-        set_flag(&mut context.rflags, 11, (left ^ right) & (left ^ result) & sign != 0);
+        set_flag(
+            &mut context.rflags,
+            11,
+            (left ^ right) & (left ^ result) & sign != 0,
+        );
     }
 }
 

@@ -6,7 +6,8 @@ use super::{
 };
 use crate::{engine::EngineError, memory::MachineMemory};
 use kvm_bindings::{
-    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_userspace_memory_region,
+    CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::sync::Arc;
@@ -90,10 +91,12 @@ impl KvmVm {
     /// # Errors
     /// [`EngineError`].
     pub fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, EngineError> {
-        let listed =
-            kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(EngineError::kvm("KVM_GET_SUPPORTED_CPUID"))?;
+        let listed = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(EngineError::kvm("KVM_GET_SUPPORTED_CPUID"))?;
         let own = own_cpuid();
-        let xsave = |list: &[kvm_cpuid_entry2]| list.iter().any(|e| e.function == 1 && e.ecx & XSAVE != 0);
+        let xsave =
+            |list: &[kvm_cpuid_entry2]| list.iter().any(|e| e.function == 1 && e.ecx & XSAVE != 0);
         if xsave(listed.as_slice()) || !xsave(&own) {
             return Ok(listed);
         }
@@ -108,10 +111,25 @@ const XSAVE: u32 = 1 << 26;
 fn own_cpuid() -> Vec<kvm_cpuid_entry2> {
     let leaf = |function, index, flags| {
         let r = core::arch::x86_64::__cpuid_count(function, index);
-        kvm_cpuid_entry2 { function, index, flags, eax: r.eax, ebx: r.ebx, ecx: r.ecx, edx: r.edx, ..Default::default() }
+        kvm_cpuid_entry2 {
+            function,
+            index,
+            flags,
+            eax: r.eax,
+            ebx: r.ebx,
+            ecx: r.ecx,
+            edx: r.edx,
+            ..Default::default()
+        }
     };
-    let plain = [0, 1, 2].into_iter().chain(0x8000_0000..=0x8000_0008).map(|function| leaf(function, 0, 0));
-    let indexed = (0..4).map(|index| (4, index)).chain([(7, 0), (0xd, 0), (0xd, 1), (0xd, 2)]);
-    let indexed = indexed.map(|(function, index)| leaf(function, index, KVM_CPUID_FLAG_SIGNIFCANT_INDEX));
+    let plain = [0, 1, 2]
+        .into_iter()
+        .chain(0x8000_0000..=0x8000_0008)
+        .map(|function| leaf(function, 0, 0));
+    let indexed = (0..4)
+        .map(|index| (4, index))
+        .chain([(7, 0), (0xd, 0), (0xd, 1), (0xd, 2)]);
+    let indexed =
+        indexed.map(|(function, index)| leaf(function, index, KVM_CPUID_FLAG_SIGNIFCANT_INDEX));
     plain.chain(indexed).collect()
 }

@@ -1,0 +1,334 @@
+//! A domain's memory with the rules of who may use it how: what paging, grants
+//! and hypercall arguments share.
+//!
+//! Law: `mm` guards the frame table and, with it, every change of a page
+//! table. It is taken for one operation at a time and never while a vCPU's
+//! thread is waited for that might need it.
+
+use crate::{
+    engine::{
+        TableWrite, TableWrites,
+        kvm::{HypervisorSlots, MFN_GRANTS, MFN_SHARED_INFO, MFN_TABLES},
+    },
+    grants::{FrameRefused, GrantMemory},
+    memory::{BASE_MFN, MachineMemory},
+    paging::{FrameType, LowAccess, Paging, TableStore},
+    shared_words::SharedWords,
+    vcpu::{VcpuShared, request},
+};
+use guest_abi::addr::{DomId, MachineAddr, Mfn, VcpuId};
+use std::{
+    cell::{Cell, RefCell},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
+    },
+};
+
+/// What the process notes of each RAM frame, for a KVM that shadows tables.
+#[derive(Debug)]
+struct FrameNotes(Vec<AtomicU8>);
+
+impl FrameNotes {
+    /// The frame has been a page table.
+    const WAS_TABLE: u8 = 1;
+    /// The process has written it since.
+    const WRITTEN: u8 = 2;
+
+    fn at(&self, mfn: Mfn) -> Option<&AtomicU8> {
+        let index = mfn.checked_offset_from(BASE_MFN)?;
+        self.0.get(usize::try_from(index).ok()?)
+    }
+}
+
+/// The memory of a domain, and its rules.
+pub struct Space {
+    dom: DomId,
+    /// The machine memory.
+    pub memory: Arc<MachineMemory>,
+    mm: Mutex<Paging>,
+    vcpus: Vec<Arc<VcpuShared>>,
+    slots: HypervisorSlots,
+    notes: FrameNotes,
+    /// Page-table words that operations off the domain's vCPUs left for a
+    /// vCPU to repeat.
+    deferred: Mutex<TableWrites>,
+    /// Grant table frames handed out.
+    grant_frames: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Space {
+    /// The memory of domain `dom`, none of it allocated.
+    #[must_use]
+    pub fn new(
+        dom: DomId,
+        memory: Arc<MachineMemory>,
+        paging: Paging,
+        vcpus: Vec<Arc<VcpuShared>>,
+        slots: HypervisorSlots,
+    ) -> Self {
+        let mut notes = Vec::new();
+        notes.resize_with(
+            usize::try_from(memory.max_pages()).unwrap_or(0),
+            AtomicU8::default,
+        );
+        Space {
+            dom,
+            memory,
+            mm: Mutex::new(paging),
+            vcpus,
+            slots,
+            notes: FrameNotes(notes),
+            deferred: Mutex::default(),
+            grant_frames: AtomicU64::new(0),
+        }
+    }
+
+    /// The paging rules and frame table.
+    pub fn lock_mm(&self) -> MutexGuard<'_, Paging> {
+        lock(&self.mm)
+    }
+
+    /// Whether the process may write `mfn` for the guest: not a page table,
+    /// not a descriptor table.
+    #[must_use]
+    pub fn may_write(&self, mm: &Paging, mfn: Mfn) -> bool {
+        match mm.frame_type(mfn) {
+            Some((FrameType::None | FrameType::Writable, _)) => true,
+            Some((_, uses)) => uses == 0,
+            None => mfn == MFN_SHARED_INFO,
+        }
+    }
+
+    /// Notes that the process has written a frame behind the VM's back.
+    pub fn note_written(&self, mfn: Mfn) {
+        if let Some(note) = self.notes.at(mfn)
+            && note.load(Ordering::Relaxed) & FrameNotes::WAS_TABLE != 0
+        {
+            note.fetch_or(FrameNotes::WRITTEN, Ordering::Relaxed);
+        }
+    }
+
+    /// Makes all vCPUs but `but` drop their cached translations before they
+    /// run on; on return none of them runs with old ones.
+    pub fn shoot_down(&self, but: Option<VcpuId>) {
+        let others = || {
+            self.vcpus
+                .iter()
+                .filter(|vcpu| Some(vcpu.id) != but && vcpu.has_thread())
+        };
+        others().for_each(|vcpu| vcpu.request(request::FLUSH));
+        others().for_each(|vcpu| vcpu.wait_for(request::FLUSH));
+    }
+
+    /// Runs a paging operation for Dom0, not on a vCPU of the domain.
+    pub fn foreign_update<R>(&self, op: impl FnOnce(&mut Paging, &Tables<'_>) -> R) -> R {
+        let (writes, flush) = (RefCell::default(), Cell::new(false));
+        let tables = Tables {
+            space: self,
+            vcpu: None,
+            writes: Some((&writes, &flush)),
+        };
+        let result = op(&mut self.lock_mm(), &tables);
+        let writes = writes.into_inner();
+        if !writes.is_empty() {
+            let mut deferred = lock(&self.deferred);
+            writes.words().iter().for_each(|word| deferred.push(*word));
+            drop(deferred);
+            self.shoot_down(None);
+        }
+        result
+    }
+
+    /// Takes what [`foreign_update`](Self::foreign_update) left.
+    pub fn take_deferred(&self, into: &RefCell<TableWrites>) {
+        let mut deferred = lock(&self.deferred);
+        deferred
+            .words()
+            .iter()
+            .for_each(|word| into.borrow_mut().push(*word));
+        deferred.clear();
+    }
+
+    /// Pages that it has.
+    #[must_use]
+    pub fn tot_pages(&self) -> u64 {
+        self.lock_mm().owned_frames()
+    }
+
+    /// Gives the memory of a frame that was freed back to the host.
+    pub fn discard(&self, mfn: Mfn) {
+        if let Err(error) = self.memory.discard(mfn) {
+            tracing::warn!(domain = self.dom.0, %mfn, %error, "a freed frame keeps its memory");
+            let _ = self.memory.clear_frame(mfn);
+        }
+        self.note_written(mfn);
+    }
+}
+
+impl SharedWords for MachineMemory {
+    fn with_u8(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU8)) {
+        self.atomic(at, op);
+    }
+    fn with_u16(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU16)) {
+        self.atomic(at, op);
+    }
+    fn with_u32(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU32)) {
+        self.atomic(at, op);
+    }
+    fn with_u64(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU64)) {
+        self.atomic(at, op);
+    }
+}
+
+impl GrantMemory for Space {
+    fn get_frame(&self, frame: Mfn, write: bool) -> Result<(), FrameRefused> {
+        self.foreign_update(|mm, tables| {
+            mm.get_frame_ref(frame)
+                .map_err(|_| FrameRefused::NotOwned)?;
+            if !write {
+                return Ok(());
+            }
+            let writable = mm.get_writable(tables, frame);
+            // Dom0 writes behind the VM's back for as long as it has the frame.
+            self.note_written(frame);
+            mm.put_frame_ref(frame);
+            writable.map_err(|_| FrameRefused::NotWritable)
+        })
+    }
+
+    fn put_frame(&self, frame: Mfn, write: bool) {
+        self.foreign_update(|mm, tables| {
+            if write {
+                self.note_written(frame);
+                mm.put_writable(tables, frame);
+            } else {
+                mm.put_frame_ref(frame);
+            }
+        });
+    }
+
+    fn read(&self, from: MachineAddr, buf: &mut [u8]) -> bool {
+        self.memory.read(from, buf).is_some()
+    }
+
+    fn write(&self, to: MachineAddr, bytes: &[u8]) -> bool {
+        self.note_written(to.frame());
+        self.memory.write(to, bytes).is_some()
+    }
+
+    fn new_table_frame(&self) -> Option<Mfn> {
+        let index = self.grant_frames.fetch_add(1, Ordering::Relaxed);
+        let mfn = Mfn(MFN_GRANTS.0 + index);
+        if mfn >= MFN_TABLES {
+            return None;
+        }
+        self.lock_mm()
+            .share_low_frame(mfn, LowAccess::ReadWrite)
+            .ok()?;
+        Some(mfn)
+    }
+}
+
+/// The domain's memory as the paging rules see it, on behalf of one vCPU.
+pub struct Tables<'a> {
+    /// Whose memory.
+    pub space: &'a Space,
+    /// The vCPU that runs the operation, which is not in the guest.
+    pub vcpu: Option<VcpuId>,
+    /// Where to queue words to be written again, and whether to flush.
+    pub writes: Option<(&'a RefCell<TableWrites>, &'a Cell<bool>)>,
+}
+
+impl<'a> Tables<'a> {
+    /// For looking only.
+    #[must_use]
+    pub fn read_only(space: &'a Space) -> Self {
+        Tables {
+            space,
+            vcpu: None,
+            writes: None,
+        }
+    }
+
+    fn slot(table: Mfn, index: usize) -> MachineAddr {
+        MachineAddr((table.0 << 12).wrapping_add(index as u64 * 8))
+    }
+
+    /// A KVM that shadows page tables must see each change of an entry that
+    /// was present; one that was not it reads anew by itself.
+    fn changed(&self, table: Mfn, index: usize, old: u64) {
+        if old & 1 != 0
+            && let Some((writes, _)) = self.writes
+        {
+            writes.borrow_mut().push(TableWrite {
+                addr: Self::slot(table, index),
+                forget_frame: false,
+            });
+        }
+    }
+}
+
+impl TableStore for Tables<'_> {
+    fn load(&self, table: Mfn, index: usize) -> u64 {
+        self.space
+            .memory
+            .load(Self::slot(table, index))
+            .unwrap_or(0)
+    }
+
+    fn store(&self, table: Mfn, index: usize, value: u64) {
+        let swap = |word: &AtomicU64| word.swap(value, Ordering::SeqCst);
+        if let Some(old) = self.space.memory.atomic(Self::slot(table, index), swap) {
+            self.changed(table, index, old);
+        }
+    }
+
+    fn compare_exchange(&self, table: Mfn, index: usize, old: u64, new: u64) -> Result<(), u64> {
+        let swap = |word: &AtomicU64| {
+            word.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+                .map(|_| ())
+        };
+        let result = self
+            .space
+            .memory
+            .atomic(Self::slot(table, index), swap)
+            .unwrap_or(Err(0));
+        if result.is_ok() {
+            self.changed(table, index, old);
+        }
+        result
+    }
+
+    fn flush_writable(&self, _frame: Mfn) {
+        if let Some((_, flush)) = self.writes {
+            flush.set(true);
+        }
+        self.space.shoot_down(self.vcpu);
+    }
+
+    fn table_promoted(&self, frame: Mfn) {
+        let Some(note) = self.space.notes.at(frame) else {
+            return;
+        };
+        let before = note.swap(FrameNotes::WAS_TABLE, Ordering::Relaxed);
+        if before & FrameNotes::WRITTEN != 0
+            && let Some((writes, _)) = self.writes
+        {
+            writes.borrow_mut().push(TableWrite {
+                addr: Self::slot(frame, 0),
+                forget_frame: true,
+            });
+        }
+    }
+
+    fn install_hypervisor_slots(&self, l4: Mfn) {
+        for (slot, value) in (256..).zip(&self.space.slots) {
+            self.store(l4, slot, *value);
+        }
+    }
+}
