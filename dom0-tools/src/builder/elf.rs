@@ -27,10 +27,7 @@ type Header = FileHeader64<Endianness>;
 #[derive(Debug, Error, PartialEq)]
 pub enum ElfError {
     /// Class or machine of a 32-bit kernel.
-    #[error(
-        "a 32-bit kernel: Domus runs 64-bit PV kernels only (real Xen has dropped 32-bit PV \
-         too); use the amd64 build"
-    )]
+    #[error("a 32-bit kernel: Domus runs 64-bit PV kernels only; use the amd64 build")]
     Bits32,
     /// Another architecture.
     #[error("built for another machine (ELF machine {0}, x86-64 is 62)")]

@@ -439,8 +439,9 @@ fn parse_payload(
         data = payload; // its own last four bytes are that size
     }
     progress(Progress::Decompressing(method, data.len()));
-    let unpacked = method.decompress(data, MAX_UNPACKED)?;
-    if unpacked.len() as u64 != u64::from(claimed) {
+    let limit = usize::try_from(claimed).unwrap_or(MAX_UNPACKED);
+    let unpacked = method.decompress(data, limit)?;
+    if unpacked.len() != limit {
         return Err(KernelFault::SizeMismatch {
             claimed,
             actual: unpacked.len(),

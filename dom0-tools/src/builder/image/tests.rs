@@ -137,6 +137,9 @@ fn a_kernel_that_unpacks_to_another_size_is_refused() {
         parse(&image),
         Err(KernelFault::SizeMismatch { .. })
     ));
+    let image = bzimage(&with_size(lz4(&elf), elf.len() - 1));
+    let refused = parse(&image).unwrap_err().to_string();
+    assert!(refused.contains(&format!("more than {} bytes", elf.len() - 1)));
 }
 
 #[test]
