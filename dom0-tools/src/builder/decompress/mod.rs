@@ -46,7 +46,9 @@ pub enum DecompressError {
         why: String,
     },
     /// A bomb, or a header that lies.
-    #[error("the {method} data unpacks to more than {limit} bytes: refused")]
+    #[error(
+        "the {method} data unpacks to more than {limit} bytes: corrupt, or made to fill memory"
+    )]
     TooLarge {
         /// The compression.
         method: Compression,
