@@ -84,6 +84,17 @@ impl<S: TableStore + ?Sized> Model<'_, S> {
         expected.types.extend(t);
     }
 
+    /// One use of a frame as what it is.
+    fn expect_typed(&mut self, mfn: Mfn) {
+        let frames = &self.paging.frames;
+        let t = frames.index(mfn).map(|i| frames.at(i).frame_type());
+        self.expect(mfn, t);
+    }
+
+    fn is_doomed(&self, mfn: Mfn) -> bool {
+        self.paging.work.doomed().contains(&mfn)
+    }
+
     fn count_holders(&mut self, held: &[HeldRef]) {
         for vcpu in &self.paging.vcpus {
             for root in [vcpu.roots.kernel, vcpu.roots.user].into_iter().flatten() {
@@ -95,6 +106,12 @@ impl<S: TableStore + ?Sized> Model<'_, S> {
             for page in vcpu.ldt.mapped() {
                 self.expect(page, Some(FrameType::SegDesc));
             }
+        }
+        for table in self.paging.work.kept() {
+            self.expect_typed(table);
+        }
+        for table in self.paging.work.doomed() {
+            self.expect_typed(*table);
         }
         for held in held {
             match held {
@@ -112,9 +129,13 @@ impl<S: TableStore + ?Sized> Model<'_, S> {
                 self.expect(mfn, None);
             }
             if frame.pinned() {
-                self.expect(mfn, Some(frame.frame_type()));
+                self.expect_typed(mfn);
             }
-            if let Some(level) = frame.live_table() {
+            let table = match self.is_doomed(mfn) {
+                true => frame.frame_type().level(),
+                false => frame.live_table(),
+            };
+            if let Some(level) = table {
                 self.count_entries(mfn, level);
             }
         }
@@ -183,7 +204,8 @@ impl<S: TableStore + ?Sized> Model<'_, S> {
                 "{mfn} has {uses} uses as {has:?}, counted {counted}"
             ));
         }
-        if frame.validated() != (frame.type_count() > 0) {
+        let usable = frame.type_count() > 0 && !self.is_doomed(mfn);
+        if frame.validated() != usable {
             self.find(format_args!(
                 "{mfn} is validated without a use, or the reverse"
             ));

@@ -18,7 +18,7 @@ impl Paging {
         let frame = self.frames.at(index);
         match frame.refs() {
             0 => Err(Refusal::NotOwned { mfn }),
-            Frame::MAX_REFS => Err(Refusal::CountOverflow { mfn }),
+            Frame::MAX_REFS.. => Err(Refusal::CountOverflow { mfn }),
             refs => {
                 self.frames.set(index, frame.with_refs(refs + 1));
                 Ok(())
@@ -95,38 +95,46 @@ impl Paging {
     }
 
     /// Returns a type reference (`put_page_type`). With the last one a page
-    /// table returns all that its entries hold.
+    /// table is doomed to return all that its entries hold.
     ///
-    /// In a dying domain it does not: there the scan of all frames returns
-    /// them, which bounds this step.
-    pub(super) fn put_type<S: TableStore + ?Sized>(&mut self, store: &S, mfn: Mfn) {
+    /// In a dying domain it is not: there the scan of all frames returns them.
+    pub(super) fn put_type(&mut self, mfn: Mfn) {
         let Some(index) = self.frames.index(mfn) else {
             return impossible(mfn, "type of no RAM returned");
         };
         let frame = self.frames.at(index);
+        let alive = matches!(self.relinquish, Relinquish::Alive);
         match frame.type_count() {
             0 => impossible(mfn, "type returned that nobody held"),
-            1 => self.last_use(store, index),
+            1 if alive && frame.live_table().is_some() => self.doom(index),
+            1 => self.end_type(mfn),
             count => self.frames.set(index, frame.with_type_count(count - 1)),
         }
     }
 
-    fn last_use<S: TableStore + ?Sized>(&mut self, store: &S, index: usize) {
+    /// The last use of a table ends. Its type reference, and one reference
+    /// more, pass to the work list; not validated, it is of no use to anybody.
+    fn doom(&mut self, index: usize) {
         let frame = self.frames.at(index);
-        let alive = matches!(self.relinquish, Relinquish::Alive);
-        if alive && let Some(level) = frame.live_table() {
-            // One use remains until the entries are returned: nobody can
-            // retype the frame under the loop.
-            self.frames.set(index, frame.with_validated(false));
-            self.devalidate(store, self.frames.mfn(index), level);
-        }
+        let doomed = frame
+            .with_validated(false)
+            .with_refs(frame.refs().saturating_add(1));
+        self.frames.set(index, doomed);
+        self.work.doom(self.frames.mfn(index));
+    }
+
+    /// The last type reference is gone.
+    pub(super) fn end_type(&mut self, mfn: Mfn) {
+        let Some(index) = self.frames.index(mfn) else {
+            return;
+        };
         let frame = self.frames.at(index);
-        let validated = frame.validated() && !alive;
-        let done = frame
+        let unscanned = frame.validated() && !matches!(self.relinquish, Relinquish::Alive);
+        let ended = frame
             .with_type_count(0)
-            .with_validated(validated)
+            .with_validated(unscanned)
             .with_epoch(self.frames.epoch());
-        self.frames.set(index, done);
+        self.frames.set(index, ended);
     }
 
     /// Both references at once (`get_page_and_type`).
@@ -142,8 +150,8 @@ impl Paging {
     }
 
     /// Both references at once (`put_page_and_type`).
-    pub(super) fn put_page_and_type<S: TableStore + ?Sized>(&mut self, store: &S, mfn: Mfn) {
-        self.put_type(store, mfn);
+    pub(super) fn put_page_and_type(&mut self, mfn: Mfn) {
+        self.put_type(mfn);
         self.put_ref(mfn);
     }
 
@@ -163,12 +171,12 @@ impl Paging {
     }
 
     /// Returns what a present entry holds (`put_page_from_lNe`).
-    pub(super) fn put_entry<S: TableStore + ?Sized>(&mut self, store: &S, level: Level, pte: Pte) {
+    pub(super) fn put_entry(&mut self, level: Level, pte: Pte) {
         let mfn = pte.mfn();
         match (level, self.frames.low_index(mfn)) {
             (Level::L1, Some(low)) => self.frames.unmap_low(low),
             (Level::L1, None) if !pte.is_writable() => self.put_ref(mfn),
-            _ => self.put_page_and_type(store, mfn),
+            _ => self.put_page_and_type(mfn),
         }
     }
 
@@ -225,14 +233,14 @@ impl Paging {
         store: &S,
         mfn: Mfn,
     ) -> Result<(), Errno> {
-        self.alive()
-            .and_then(|()| self.get_page_and_type(store, mfn, FrameType::Writable))
-            .traced("get_writable")
+        self.operate(store, "get_writable", None, |p| {
+            p.get_page_and_type(store, mfn, FrameType::Writable)
+        })
     }
 
     /// Returns what [`get_writable`](Self::get_writable) took.
-    pub fn put_writable<S: TableStore + ?Sized>(&mut self, store: &S, mfn: Mfn) {
-        self.put_page_and_type(store, mfn);
+    pub fn put_writable<S: TableStore + ?Sized>(&mut self, _store: &S, mfn: Mfn) {
+        self.put_page_and_type(mfn);
     }
 }
 

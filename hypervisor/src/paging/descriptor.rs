@@ -128,8 +128,9 @@ impl Paging {
         frames: &[Mfn],
         entries: u32,
     ) -> Result<(), Errno> {
-        self.try_set_gdt(store, vcpu, frames, entries)
-            .traced("set_gdt")
+        self.operate(store, "set_gdt", None, |p| {
+            p.try_set_gdt(store, vcpu, frames, entries)
+        })
     }
 
     fn try_set_gdt<S: TableStore + ?Sized>(
@@ -139,7 +140,6 @@ impl Paging {
         frames: &[Mfn],
         entries: u32,
     ) -> Result<(), Refusal> {
-        self.alive()?;
         self.vcpu(vcpu)?;
         let needed = usize::try_from(entries.div_ceil(512)).unwrap_or(usize::MAX);
         if entries > GDT_ENTRIES || frames.len() != needed || needed > GDT_PAGES {
@@ -153,7 +153,7 @@ impl Paging {
         };
         let old = std::mem::replace(&mut self.vcpu(vcpu)?.gdt, new);
         for frame in old.frames {
-            self.put_page_and_type(store, frame);
+            self.put_page_and_type(frame);
         }
         Ok(())
     }
@@ -166,7 +166,7 @@ impl Paging {
         for (taken, frame) in frames.iter().enumerate() {
             if let Err(refusal) = self.get_page_and_type(store, *frame, FrameType::SegDesc) {
                 for frame in &frames[..taken] {
-                    self.put_page_and_type(store, *frame);
+                    self.put_page_and_type(*frame);
                 }
                 return Err(refusal);
             }
@@ -192,14 +192,12 @@ impl Paging {
         Ok((tables.ldt.base, tables.ldt.entries))
     }
 
-    pub(super) fn try_set_ldt<S: TableStore + ?Sized>(
+    pub(super) fn try_set_ldt(
         &mut self,
-        store: &S,
         vcpu: VcpuId,
         base: GuestVirt,
         entries: u32,
     ) -> Result<(), Refusal> {
-        self.alive()?;
         let ldt = self.vcpu(vcpu)?.ldt;
         if entries > LDT_ENTRIES {
             return Err(Refusal::DescriptorTableSize { entries, frames: 0 });
@@ -209,18 +207,18 @@ impl Paging {
             return Err(Refusal::BadLdtBase { base });
         }
         if (ldt.base, ldt.entries) != (base, entries) {
-            self.drop_ldt_pages(store, vcpu);
+            self.drop_ldt_pages(vcpu);
             let ldt = &mut self.vcpu(vcpu)?.ldt;
             (ldt.base, ldt.entries) = (base, entries);
         }
         Ok(())
     }
 
-    pub(super) fn drop_ldt_pages<S: TableStore + ?Sized>(&mut self, store: &S, vcpu: VcpuId) {
+    pub(super) fn drop_ldt_pages(&mut self, vcpu: VcpuId) {
         let Ok(tables) = self.vcpu(vcpu) else { return };
         let frames = std::mem::take(&mut tables.ldt.frames);
         for frame in frames.into_iter().flatten() {
-            self.put_page_and_type(store, frame);
+            self.put_page_and_type(frame);
         }
     }
 
@@ -236,7 +234,9 @@ impl Paging {
         vcpu: VcpuId,
         page: u32,
     ) -> Result<Mfn, Errno> {
-        self.try_ldt_frame(store, vcpu, page).traced("ldt_frame")
+        self.operate(store, "ldt_frame", None, |p| {
+            p.try_ldt_frame(store, vcpu, page)
+        })
     }
 
     fn try_ldt_frame<S: TableStore + ?Sized>(
@@ -245,7 +245,6 @@ impl Paging {
         vcpu: VcpuId,
         page: u32,
     ) -> Result<Mfn, Refusal> {
-        self.alive()?;
         let tables = self.vcpu(vcpu)?;
         let (ldt, root) = (tables.ldt, tables.roots.kernel);
         let beyond = Refusal::DescriptorTableSize {
@@ -296,7 +295,7 @@ impl Paging {
             0 if index == 0 || index >= tables.gdt.entries => return None,
             0 => *tables.gdt.frames.get(usize::try_from(page).ok()?)?,
             _ if index >= tables.ldt.entries => return None,
-            _ => self.try_ldt_frame(store, vcpu, page).ok()?,
+            _ => self.ldt_frame(store, vcpu, page).ok()?,
         };
         let within = usize::try_from(index % 512).ok()?;
         Some(store.load(frame, within))
@@ -314,8 +313,9 @@ impl Paging {
         at: MachineAddr,
         value: u64,
     ) -> Result<(), Errno> {
-        self.try_update_descriptor(store, at, value)
-            .traced("update_descriptor")
+        self.operate(store, "update_descriptor", None, |p| {
+            p.try_update_descriptor(store, at, value)
+        })
     }
 
     fn try_update_descriptor<S: TableStore + ?Sized>(
@@ -324,7 +324,6 @@ impl Paging {
         at: MachineAddr,
         value: u64,
     ) -> Result<(), Refusal> {
-        self.alive()?;
         let (mfn, index) = super::update::entry_at(at)?;
         let checked =
             checked_descriptor(value).ok_or(Refusal::BadDescriptor { mfn, index, value })?;
@@ -335,7 +334,7 @@ impl Paging {
         };
         self.get_page_and_type(store, mfn, wanted)?;
         store.store(mfn, index, checked);
-        self.put_page_and_type(store, mfn);
+        self.put_page_and_type(mfn);
         Ok(())
     }
 

@@ -92,7 +92,8 @@ impl Frame {
     const PINNED: u32 = 1 << 29;
     const VALIDATED: u32 = 1 << 30;
 
-    pub const MAX_REFS: u32 = Self::ALLOCATED - 1;
+    /// One below what fits: the last one is for a table that is let go.
+    pub const MAX_REFS: u32 = Self::ALLOCATED - 2;
     pub const MAX_TYPE_COUNT: u32 = Self::TYPE_COUNT;
 
     pub const fn refs(self) -> u32 {

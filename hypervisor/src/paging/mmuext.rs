@@ -42,7 +42,9 @@ impl Paging {
         level: Level,
         mfn: Mfn,
     ) -> Result<(), Errno> {
-        self.try_pin_table(store, level, mfn).traced("pin_table")
+        self.operate(store, "pin_table", Some(mfn), |p| {
+            p.try_pin_table(store, level, mfn)
+        })
     }
 
     fn try_pin_table<S: TableStore + ?Sized>(
@@ -51,7 +53,6 @@ impl Paging {
         level: Level,
         mfn: Mfn,
     ) -> Result<(), Refusal> {
-        self.alive()?;
         let index = self.frames.ram(mfn)?;
         if self.frames.at(index).pinned() {
             return Err(Refusal::AlreadyPinned { mfn });
@@ -73,22 +74,17 @@ impl Paging {
         store: &S,
         mfn: Mfn,
     ) -> Result<(), Errno> {
-        self.try_unpin_table(store, mfn).traced("unpin_table")
+        self.operate(store, "unpin_table", None, |p| p.try_unpin_table(mfn))
     }
 
-    fn try_unpin_table<S: TableStore + ?Sized>(
-        &mut self,
-        store: &S,
-        mfn: Mfn,
-    ) -> Result<(), Refusal> {
-        self.alive()?;
+    fn try_unpin_table(&mut self, mfn: Mfn) -> Result<(), Refusal> {
         let index = self.frames.ram(mfn)?;
         let frame = self.frames.at(index);
         if !frame.pinned() {
             return Err(Refusal::NotPinned { mfn });
         }
         self.frames.set(index, frame.with_pinned(false));
-        self.put_page_and_type(store, mfn);
+        self.put_page_and_type(mfn);
         Ok(())
     }
 
@@ -104,8 +100,9 @@ impl Paging {
         vcpu: VcpuId,
         root: Mfn,
     ) -> Result<(), Errno> {
-        self.try_new_baseptr(store, vcpu, root)
-            .traced("new_baseptr")
+        self.operate(store, "new_baseptr", Some(root), |p| {
+            p.try_new_baseptr(store, vcpu, root)
+        })
     }
 
     fn try_new_baseptr<S: TableStore + ?Sized>(
@@ -114,16 +111,15 @@ impl Paging {
         vcpu: VcpuId,
         root: Mfn,
     ) -> Result<(), Refusal> {
-        self.alive()?;
         let old = self.vcpu(vcpu)?.roots.kernel;
         if old == Some(root) {
             return Ok(());
         }
         self.get_page_and_type(store, root, FrameType::L4)?;
-        self.drop_ldt_pages(store, vcpu);
+        self.drop_ldt_pages(vcpu);
         self.vcpu(vcpu)?.roots.kernel = Some(root);
         if let Some(old) = old {
-            self.put_page_and_type(store, old);
+            self.put_page_and_type(old);
         }
         Ok(())
     }
@@ -139,8 +135,9 @@ impl Paging {
         vcpu: VcpuId,
         root: Mfn,
     ) -> Result<(), Errno> {
-        self.try_new_user_baseptr(store, vcpu, root)
-            .traced("new_user_baseptr")
+        self.operate(store, "new_user_baseptr", Some(root), |p| {
+            p.try_new_user_baseptr(store, vcpu, root)
+        })
     }
 
     fn try_new_user_baseptr<S: TableStore + ?Sized>(
@@ -149,7 +146,6 @@ impl Paging {
         vcpu: VcpuId,
         root: Mfn,
     ) -> Result<(), Refusal> {
-        self.alive()?;
         let old = self.vcpu(vcpu)?.roots.user;
         let new = (root != Mfn(0)).then_some(root);
         if old == new {
@@ -160,7 +156,7 @@ impl Paging {
         }
         self.vcpu(vcpu)?.roots.user = new;
         if let Some(old) = old {
-            self.put_page_and_type(store, old);
+            self.put_page_and_type(old);
         }
         Ok(())
     }
@@ -182,12 +178,14 @@ impl Paging {
         store: &S,
         vcpu: VcpuId,
     ) -> Result<(), Errno> {
-        self.vcpu(vcpu).map(|_| ()).traced("release_vcpu")?;
-        self.drop_vcpu(store, vcpu);
-        Ok(())
+        self.operate(store, "release_vcpu", None, |p| {
+            p.vcpu(vcpu)?;
+            p.drop_vcpu(vcpu);
+            Ok(())
+        })
     }
 
-    pub(super) fn drop_vcpu<S: TableStore + ?Sized>(&mut self, store: &S, vcpu: VcpuId) {
+    pub(super) fn drop_vcpu(&mut self, vcpu: VcpuId) {
         let Ok(tables) = self.vcpu(vcpu).map(std::mem::take) else {
             return;
         };
@@ -198,7 +196,7 @@ impl Paging {
             .chain(tables.gdt.frames().iter().copied())
             .chain(tables.ldt.mapped())
         {
-            self.put_page_and_type(store, frame);
+            self.put_page_and_type(frame);
         }
     }
 
@@ -216,8 +214,9 @@ impl Paging {
         base: GuestVirt,
         entries: u32,
     ) -> Result<(), Errno> {
-        self.try_set_ldt(store, vcpu, base, entries)
-            .traced("set_ldt")
+        self.operate(store, "set_ldt", None, |p| {
+            p.try_set_ldt(vcpu, base, entries)
+        })
     }
 
     /// `MMUEXT_MARK_SUPER` and `MMUEXT_UNMARK_SUPER`, which Xen no longer has.

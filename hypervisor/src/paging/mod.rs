@@ -37,10 +37,8 @@
 //! - The levels bound the recursion: an L*n* refers to L*n-1* only. A table
 //!   that refers to its own level (a "linear" mapping) is refused, as by a Xen
 //!   with `pv-linear-pt=off`.
-//! - There is no half-validated state. Validation runs to its end or undoes
-//!   itself; it visits each frame of the domain at most once as a table. A vCPU
-//!   is a host thread, so it is the host's scheduler that keeps a long one
-//!   from delaying anybody but its own domain.
+//! - There is no half-validated table. Validation runs to its end or undoes
+//!   itself, and long work is cut between tables (`work.rs`).
 //! - An operation that fails leaves all counts, and all types in use, as it
 //!   found them. (Entries of a table whose validation failed may have gained
 //!   the user bit, as on Xen.)
@@ -55,7 +53,8 @@
 //! An entry's bits in `pte.rs`, the frame table in `frame.rs`, the counts in
 //! `counts.rs`, validation in `validate.rs`; then the operations: `update.rs`,
 //! `mmuext.rs`, `ptwr.rs`, `descriptor.rs`, `reserve.rs`, `relinquish.rs`;
-//! `walk.rs` reads what the others wrote, `audit.rs` recounts it all.
+//! `walk.rs` reads what the others wrote, `work.rs` keeps it all bounded,
+//! `audit.rs` recounts it.
 
 mod audit;
 mod counts;
@@ -71,6 +70,7 @@ mod reserve;
 mod update;
 mod validate;
 mod walk;
+mod work;
 
 #[cfg(test)]
 mod tests;
@@ -94,6 +94,7 @@ pub use walk::{Slot, Translation};
 
 use frame::FrameTable;
 use mmuext::VcpuTables;
+use work::Work;
 
 /// Entries in a table.
 pub const ENTRIES: usize = 512;
@@ -155,11 +156,13 @@ pub trait TableStore {
 /// One domain's frames, and the rules of what its guest may do with them.
 ///
 /// Operations named after hypercalls return the errno that Xen gives for the
-/// same cause and trace why.
+/// same cause and trace why. With a budget ([`set_budget`](Self::set_budget))
+/// every one of them can fail with `ERESTART` and is then to be repeated.
 pub struct Paging {
     frames: FrameTable,
     vcpus: Box<[VcpuTables]>,
     relinquish: Relinquish,
+    work: Work,
 }
 
 impl Paging {
@@ -175,6 +178,7 @@ impl Paging {
             frames: table,
             vcpus: vec![VcpuTables::default(); vcpus].into_boxed_slice(),
             relinquish: Relinquish::Alive,
+            work: Work::new(),
         })
     }
 

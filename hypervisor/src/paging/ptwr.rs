@@ -14,7 +14,7 @@ use guest_abi::{
 use super::{
     Paging, TableStore,
     pte::{Level, Pte},
-    refusal::{Refusal, Traced},
+    refusal::Refusal,
     update::Ad,
 };
 
@@ -67,8 +67,9 @@ impl Paging {
         bytes: usize,
         write: PtWrite,
     ) -> Result<PtWriteOutcome, Errno> {
-        self.try_emulate_pt_write(store, root, va, bytes, write)
-            .traced("emulate_pt_write")
+        self.operate(store, "emulate_pt_write", None, |p| {
+            p.try_emulate_pt_write(store, root, va, bytes, write)
+        })
     }
 
     fn try_emulate_pt_write<S: TableStore + ?Sized>(
@@ -79,7 +80,6 @@ impl Paging {
         bytes: usize,
         write: PtWrite,
     ) -> Result<PtWriteOutcome, Refusal> {
-        self.alive()?;
         let Some(target) = self.translate(store, root, va) else {
             return Ok(PtWriteOutcome::NotATable);
         };

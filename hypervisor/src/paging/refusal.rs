@@ -78,6 +78,8 @@ pub enum Refusal {
     NotAllocated { mfn: Mfn },
     #[error("{mfn} still has {refs} mappings")]
     StillMapped { mfn: Mfn, refs: u32 },
+    #[error("to be continued")]
+    Restart,
     #[error("{frames} frames from {base} on is more than a domain can have")]
     Size { base: Mfn, frames: u64 },
 }
@@ -94,6 +96,7 @@ impl Refusal {
             | Self::MapReadOnlyShare { .. }
             | Self::Contended { .. }
             | Self::StillMapped { .. } => Errno::EBUSY,
+            Self::Restart => Errno::ERESTART,
             Self::Superpage => Errno::EOPNOTSUPP,
             Self::NoMemory { .. } => Errno::ENOMEM,
             Self::NoVcpu { .. } => Errno::ENOENT,

@@ -13,6 +13,7 @@ use super::{
     ENTRIES, Paging, TableStore,
     pte::{Level, Pte},
     validate::is_guest_slot,
+    work::Forgotten,
 };
 
 /// How far a domain has been taken apart. All phases but the first refuse
@@ -22,6 +23,8 @@ use super::{
 pub enum Relinquish {
     /// Not at all.
     Alive,
+    /// Work that was under way is still to be forgotten.
+    Work,
     /// vCPUs from `next` on still hold their roots and descriptor tables.
     Vcpus {
         /// The first one that does.
@@ -52,8 +55,9 @@ impl Paging {
     pub fn relinquish_step<S: TableStore + ?Sized>(&mut self, store: &S, budget: usize) -> bool {
         for _ in 0..budget {
             self.relinquish = match self.relinquish {
-                Relinquish::Alive => Relinquish::Vcpus { next: 0 },
-                Relinquish::Vcpus { next } => self.relinquish_vcpu(store, next),
+                Relinquish::Alive => Relinquish::Work,
+                Relinquish::Work => self.relinquish_work(),
+                Relinquish::Vcpus { next } => self.relinquish_vcpu(next),
                 Relinquish::Tables { frame, entry } => self.relinquish_table(store, frame, entry),
                 Relinquish::Frames { next } => self.relinquish_frame(next),
                 Relinquish::Done => return true,
@@ -68,12 +72,30 @@ impl Paging {
         self.relinquish
     }
 
-    fn relinquish_vcpu<S: TableStore + ?Sized>(&mut self, store: &S, next: u32) -> Relinquish {
+    /// A doomed table goes back to the tables that the scan will find; a kept
+    /// one is kept no more.
+    fn relinquish_work(&mut self) -> Relinquish {
+        let table = match self.work.forget() {
+            None => return Relinquish::Vcpus { next: 0 },
+            Some(Forgotten::Kept(table)) => table,
+            Some(Forgotten::Doomed(table)) => {
+                if let Some(index) = self.frames.index(table) {
+                    let found_by_scan = self.frames.at(index).with_validated(true);
+                    self.frames.set(index, found_by_scan);
+                }
+                table
+            }
+        };
+        self.put_page_and_type(table);
+        Relinquish::Work
+    }
+
+    fn relinquish_vcpu(&mut self, next: u32) -> Relinquish {
         let vcpu = VcpuId(next);
         if self.vcpu(vcpu).is_err() {
             return Relinquish::Tables { frame: 0, entry: 0 };
         }
-        self.drop_vcpu(store, vcpu);
+        self.drop_vcpu(vcpu);
         Relinquish::Vcpus { next: next + 1 }
     }
 
@@ -94,7 +116,7 @@ impl Paging {
         let frame = self.frames.at(index);
         if frame.pinned() {
             self.frames.set(index, frame.with_pinned(false));
-            self.put_page_and_type(store, mfn);
+            self.put_page_and_type(mfn);
         }
         let frame = self.frames.at(index);
         let level = frame.frame_type().level().filter(|_| frame.validated());
@@ -118,7 +140,7 @@ impl Paging {
     ) {
         let pte = Pte(store.load(table, entry));
         if is_guest_slot(level, entry) && pte.is_present() {
-            self.put_entry(store, level, pte);
+            self.put_entry(level, pte);
         }
     }
 

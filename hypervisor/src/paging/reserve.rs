@@ -129,7 +129,7 @@ impl Paging {
                     self.frames.free.push(index);
                 }
             }
-            Relinquish::Vcpus { .. } | Relinquish::Tables { .. } => {
+            Relinquish::Work | Relinquish::Vcpus { .. } | Relinquish::Tables { .. } => {
                 self.frames.set(index, frame.with_refs(0));
             }
             Relinquish::Frames { .. } | Relinquish::Done => {

@@ -58,8 +58,10 @@ impl Paging {
         value: Pte,
         mode: UpdateMode,
     ) -> Result<(), Errno> {
-        self.try_mmu_update(store, at, value, mode)
-            .traced("mmu_update")
+        let top = value.is_present().then(|| value.mfn());
+        self.operate(store, "mmu_update", top, |p| {
+            p.try_mmu_update(store, at, value, mode)
+        })
     }
 
     fn try_mmu_update<S: TableStore + ?Sized>(
@@ -69,7 +71,6 @@ impl Paging {
         value: Pte,
         mode: UpdateMode,
     ) -> Result<(), Refusal> {
-        self.alive()?;
         let (table, index) = entry_at(at)?;
         self.get_ref(table)?;
         let outcome = match self.frames.at(self.frames.ram(table)?).live_table() {
@@ -89,7 +90,7 @@ impl Paging {
     ) -> Result<(), Refusal> {
         self.get_type(store, frame, FrameType::Writable)?;
         store.store(frame, index, value.0);
-        self.put_type(store, frame);
+        self.put_type(frame);
         Ok(())
     }
 
@@ -105,8 +106,9 @@ impl Paging {
         va: GuestVirt,
         value: Pte,
     ) -> Result<(), Errno> {
-        self.try_update_va_mapping(store, root, va, value)
-            .traced("update_va_mapping")
+        self.operate(store, "update_va_mapping", None, |p| {
+            p.try_update_va_mapping(store, root, va, value)
+        })
     }
 
     fn try_update_va_mapping<S: TableStore + ?Sized>(
@@ -116,7 +118,6 @@ impl Paging {
         va: GuestVirt,
         value: Pte,
     ) -> Result<(), Refusal> {
-        self.alive()?;
         let slot = self
             .l1_slot(store, root, va)
             .filter(|slot| self.is_live_l1(slot.table))
@@ -206,7 +207,7 @@ impl Paging {
             Err(_) => new,
         };
         if dropped.is_present() {
-            self.put_entry(store, level, dropped);
+            self.put_entry(level, dropped);
         }
         Ok(swapped.map(|_| ()))
     }

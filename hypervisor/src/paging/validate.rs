@@ -35,17 +35,26 @@ impl Paging {
     }
 
     /// Takes what each entry holds. If one is refused, returns what the ones
-    /// before it took.
+    /// before it took; if it is interrupted, keeps that for the next attempt.
     fn validate_table<S: TableStore + ?Sized>(
         &mut self,
         store: &S,
         table: Mfn,
         level: Level,
     ) -> Result<(), Refusal> {
+        self.work.spend()?;
         for index in 0..ENTRIES {
-            if let Err(refusal) = self.validate_entry(store, table, level, index) {
-                self.put_entries(store, table, level, index);
-                return Err(refusal);
+            let outcome = self.validate_entry(store, table, level, index);
+            match outcome {
+                Ok(()) => {}
+                Err(Refusal::Restart) => {
+                    Self::each_entry(store, table, level, index, |pte| self.work.keep(pte.mfn()));
+                    return outcome;
+                }
+                Err(_) => {
+                    Self::each_entry(store, table, level, index, |pte| self.put_entry(level, pte));
+                    return outcome;
+                }
             }
         }
         Ok(())
@@ -72,7 +81,7 @@ impl Paging {
         Self::swap(store, table, index, pte, pte.adjusted(), Ad::Preserve)
             .map(|_| ())
             .map_err(|found| {
-                self.put_entry(store, level, pte);
+                self.put_entry(level, pte);
                 Refusal::Contended {
                     table,
                     index,
@@ -88,20 +97,23 @@ impl Paging {
         table: Mfn,
         level: Level,
     ) {
-        self.put_entries(store, table, level, ENTRIES);
+        Self::each_entry(store, table, level, ENTRIES, |pte| {
+            self.put_entry(level, pte);
+        });
     }
 
-    fn put_entries<S: TableStore + ?Sized>(
-        &mut self,
+    /// Calls `what` with the present entries among the first `count`.
+    fn each_entry<S: TableStore + ?Sized>(
         store: &S,
         table: Mfn,
         level: Level,
         count: usize,
+        mut what: impl FnMut(Pte),
     ) {
         for index in (0..count).filter(|i| is_guest_slot(level, *i)) {
             let pte = Pte(store.load(table, index));
             if pte.is_present() {
-                self.put_entry(store, level, pte);
+                what(pte);
             }
         }
     }

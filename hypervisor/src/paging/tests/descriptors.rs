@@ -117,8 +117,19 @@ fn ldt_pages_are_taken_at_their_first_use() {
     d.refuses(Errno::EINVAL, |d| d.paging.ldt_frame(&d.memory, V0, 1)); // writable
     d.refuses(Errno::EINVAL, |d| d.paging.ldt_frame(&d.memory, V0, 2));
     assert_eq!(d.paging.ldt(V0).unwrap(), (va(6), 600));
+    // The same LDT again keeps its pages; another one gives them back.
+    d.paging.set_ldt(&d.memory, V0, va(6), 600).unwrap();
+    assert_eq!(d.frame_type(6).1, 1);
+    d.paging.set_ldt(&d.memory, V0, va(6), 601).unwrap();
+    assert_eq!(d.frame_type(6).1, 0);
+    d.paging.ldt_frame(&d.memory, V0, 0).unwrap();
     // Another root: the pages are found anew.
     d.paging.new_baseptr(&d.memory, V0, mfn(5)).unwrap();
+    assert_eq!(d.frame_type(6).1, 0);
+    d.audit();
+    d.paging.new_baseptr(&d.memory, V0, mfn(0)).unwrap();
+    d.paging.ldt_frame(&d.memory, V0, 0).unwrap();
+    d.paging.release_vcpu(&d.memory, V0).unwrap();
     assert_eq!(d.frame_type(6).1, 0);
     d.audit();
 }

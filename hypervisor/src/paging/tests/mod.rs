@@ -4,6 +4,7 @@ mod descriptors;
 mod model;
 mod operations;
 mod rules;
+mod stopping;
 mod xsa;
 
 use std::{
@@ -33,6 +34,7 @@ pub(super) const RW: u64 = P | Pte::RW;
 pub(super) struct Memory {
     words: RefCell<Vec<u64>>,
     pub flushes: Cell<usize>,
+    pub loads: Cell<usize>,
     pub stores: Cell<usize>,
     pub slots_installed: RefCell<Vec<Mfn>>,
     pub cached_writable: RefCell<BTreeSet<u64>>,
@@ -70,6 +72,7 @@ impl Memory {
 
 impl TableStore for Memory {
     fn load(&self, table: Mfn, index: usize) -> u64 {
+        self.loads.set(self.loads.get() + 1);
         self.get(table, index).0
     }
 
@@ -82,7 +85,7 @@ impl TableStore for Memory {
         let touches = self.touch_before_exchange.get();
         if touches > 0 {
             self.touch_before_exchange.set(touches - 1);
-            let bit = if touches % 2 == 0 {
+            let bit = if touches.is_multiple_of(2) {
                 Pte::ACCESSED
             } else {
                 Pte::DIRTY

@@ -140,6 +140,13 @@ fn translate_survives_any_table() {
         Pte::new(Mfn(0x12), RW),
         Pte::new(SHARED, RW),
     ];
+    for table in 0..3 {
+        let large = Pte(d.pte(table, 0).0 | Pte::PSE_OR_PAT);
+        let good = d.pte(table, 0);
+        d.poke(table, 0, large);
+        assert!(d.paging.translate(&d.memory, mfn(0), va(0)).is_none());
+        d.poke(table, 0, good);
+    }
     for table in 0..4 {
         for pte in everywhere {
             let good = d.pte(table, 0);

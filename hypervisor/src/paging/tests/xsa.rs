@@ -233,7 +233,7 @@ fn xsa_45_58_264_teardown_in_steps_of_one() {
     while !d.paging.relinquish_step(&d.memory, 1) {
         steps += 1;
     }
-    assert!(steps <= 2 + 3 + 8 + 4 * 513 + 9, "bounded: {steps}");
+    assert!(steps <= 3 + 3 + 8 + 4 * 513 + 9, "bounded: {steps}");
     assert_eq!(d.paging.owned_frames(), 0);
 }
 
