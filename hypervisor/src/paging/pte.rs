@@ -191,4 +191,10 @@ impl Pte {
     pub(super) const fn differs_harmlessly(self, new: Self) -> bool {
         self.is_present() && new.is_present() && (self.0 ^ new.0) & !Self::FREE_TO_CHANGE == 0
     }
+
+    /// Whether what differs is what the processor sets by itself.
+    #[must_use]
+    pub(super) const fn differs_by_processor(self, old: Self) -> bool {
+        (self.0 ^ old.0) & !Self::ACCESSED_DIRTY == 0
+    }
 }

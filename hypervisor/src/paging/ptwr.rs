@@ -18,8 +18,8 @@ use super::{
     update::Ad,
 };
 
-/// How often a part of an entry is merged anew because the rest of the entry
-/// has changed meanwhile.
+/// How often an entry is merged anew because the processor has set a bit in it
+/// meanwhile.
 const RETRIES: usize = 32;
 
 /// The store that a guest's instruction makes: 1, 2, 4 or 8 bytes, aligned.
@@ -88,8 +88,9 @@ impl Paging {
         }
         let part = Part::new(va, bytes)?;
         let index = usize::try_from(target.offset / 8).unwrap_or(0);
+        let table = target.mfn;
+        let mut current = Pte(store.load(table, index));
         for _ in 0..RETRIES {
-            let current = Pte(store.load(target.mfn, index));
             let (old, value) = match write {
                 PtWrite::Write { value } => (current, value),
                 PtWrite::CompareExchange { old, new } => (part.merged(current, old), new),
@@ -98,15 +99,19 @@ impl Paging {
                 return Ok(PtWriteOutcome::Differs(part.of(current)));
             }
             let value = part.merged(current, value);
-            match self.exchange(store, Level::L1, target.mfn, index, old, value, Ad::Exact)? {
+            match self.exchange(store, Level::L1, table, index, old, value, Ad::Exact)? {
                 Ok(()) => return Ok(PtWriteOutcome::Written),
-                Err(_changed) => {}
+                Err(found) if found.differs_by_processor(old) => current = found,
+                Err(found) => {
+                    current = found;
+                    break;
+                }
             }
         }
         Err(Refusal::Contended {
-            table: target.mfn,
+            table,
             index,
-            found: Pte(store.load(target.mfn, index)),
+            found: current,
         })
     }
 }

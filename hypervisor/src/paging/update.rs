@@ -229,7 +229,7 @@ impl Paging {
             };
             match store.compare_exchange(table, index, old.0, new.0 | kept) {
                 Ok(()) => return Ok(old),
-                Err(found) if (found ^ old.0) & !Pte::ACCESSED_DIRTY == 0 && ad != Ad::Exact => {
+                Err(found) if ad != Ad::Exact && Pte(found).differs_by_processor(old) => {
                     old = Pte(found);
                 }
                 Err(found) => return Err(Pte(found)),

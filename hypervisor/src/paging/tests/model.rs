@@ -131,13 +131,26 @@ fn any_slot() -> impl Strategy<Value = usize> {
     prop::sample::select(SLOTS.to_vec())
 }
 
-/// Addresses that the slots map, and a few others.
+/// Addresses that the slots map: half of them those of the first tree.
 fn any_va() -> impl Strategy<Value = u64> {
     let index = || any_slot().prop_map(|i| i as u64);
-    (index(), index(), index(), index(), 0u64..4096).prop_map(|(l4, l3, l2, l1, offset)| {
-        let va = (l4 << 39) | (l3 << 30) | (l2 << 21) | (l1 << 12) | offset;
-        if l4 >= 256 { va | (0xffff << 48) } else { va }
-    })
+    let anywhere =
+        (index(), index(), index(), index(), 0u64..4096).prop_map(|(l4, l3, l2, l1, offset)| {
+            let va = (l4 << 39) | (l3 << 30) | (l2 << 21) | (l1 << 12) | offset;
+            if l4 >= 256 { va | (0xffff << 48) } else { va }
+        });
+    let first_tree = (
+        0u64..3,
+        any_slot(),
+        prop::sample::select(vec![0u64, 0, 0, 1, 4, 6]),
+    )
+        .prop_map(|(l1, entry, byte)| (l1 << 12) + entry as u64 * 8 + byte);
+    prop_oneof![anywhere, first_tree]
+}
+
+/// Mostly the root of the first tree.
+fn any_root() -> impl Strategy<Value = u64> {
+    prop_oneof![3 => Just(0), 1 => any_frame()]
 }
 
 fn any_write() -> impl Strategy<Value = (usize, PtWrite)> {
@@ -159,19 +172,19 @@ fn any_op() -> impl Strategy<Value = Op> {
             .prop_map(|(frame, slot, value)| Op::Descriptor { frame, slot, value }),
         20 => (frame(), any_slot(), any_pte(), any::<bool>())
             .prop_map(|(frame, slot, pte, preserve)| Op::Update { frame, slot, pte, preserve }),
-        4 => (frame(), any_va(), any_pte())
+        4 => (any_root(), any_va(), any_pte())
             .prop_map(|(root, va, pte)| Op::UpdateVa { root, va, pte }),
-        4 => (frame(), any_va(), any_write())
+        8 => (any_root(), any_va(), any_write())
             .prop_map(|(root, va, (bytes, write))| Op::Emulate { root, va, bytes, write }),
         12 => (1u8..5, frame()).prop_map(|(level, frame)| Op::Pin { level, frame }),
         6 => frame().prop_map(|frame| Op::Unpin { frame }),
-        3 => (vcpu(), frame()).prop_map(|(vcpu, frame)| Op::Kernel { vcpu, frame }),
+        2 => (vcpu(), any_root()).prop_map(|(vcpu, frame)| Op::Kernel { vcpu, frame }),
         3 => (vcpu(), frame()).prop_map(|(vcpu, frame)| Op::User { vcpu, frame }),
         2 => (vcpu(), prop::collection::vec(frame(), 0..3))
             .prop_map(|(vcpu, frames)| Op::Gdt { vcpu, frames }),
         1 => (vcpu(), 0u64..3, 0u32..1500)
             .prop_map(|(vcpu, slot, entries)| Op::Ldt { vcpu, slot, entries }),
-        1 => (vcpu(), 0u32..4).prop_map(|(vcpu, page)| Op::UseLdt { vcpu, page }),
+        2 => (vcpu(), 0u32..3).prop_map(|(vcpu, page)| Op::UseLdt { vcpu, page }),
         1 => vcpu().prop_map(|vcpu| Op::ReleaseVcpu { vcpu }),
         3 => (0u32..3).prop_map(|order| Op::Allocate { order }),
         3 => frame().prop_map(|frame| Op::Release { frame }),
@@ -393,6 +406,7 @@ proptest! {
     ) {
         let mut d = Domain::with_tree(FRAMES);
         d.paging.set_budget(piece);
+        d.paging.new_baseptr(&d.memory, V0, mfn(0)).unwrap();
         cache_translations(&d);
         for (op, patient) in &ops {
             step(&mut d, op, *patient);
