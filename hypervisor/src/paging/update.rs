@@ -170,7 +170,8 @@ impl Paging {
             })
     }
 
-    /// Replaces `old` by what `value` becomes when a guest asks for it: takes
+    /// Replaces `old`, which has just been read, by what `value` becomes when a
+    /// guest asks for it: takes
     /// the references of the new entry first and returns those of the old one
     /// last. The inner error is the entry found instead of `old`; then, too,
     /// nothing has changed.
@@ -192,7 +193,7 @@ impl Paging {
         if new.is_present() {
             value.check(level)?;
         }
-        if old == new && ad != Ad::Exact {
+        if old == new {
             return Ok(Ok(()));
         }
         if old.differs_harmlessly(new) {

@@ -130,7 +130,7 @@ pub(super) enum Forgotten {
 
 impl Paging {
     /// Lets each call validate or let go at most `tables` tables (4 at least;
-    /// without limit from the start). A call that needs more fails with
+    /// without limit from the start; 4096 are some tens of milliseconds). A call that needs more fails with
     /// `ERESTART` and is to be repeated as it was, with the `mm` lock released
     /// in between: it goes on where it stopped. A caller who gives up instead
     /// leaves nothing behind but tables that stay validated for a while.

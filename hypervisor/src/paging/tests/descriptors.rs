@@ -123,7 +123,10 @@ fn ldt_pages_are_taken_at_their_first_use() {
     d.paging.set_ldt(&d.memory, V0, va(6), 601).unwrap();
     assert_eq!(d.frame_type(6).1, 0);
     d.paging.ldt_frame(&d.memory, V0, 0).unwrap();
-    // Another root: the pages are found anew.
+    // The same root again changes nothing; under another one the pages are
+    // found anew.
+    d.paging.new_baseptr(&d.memory, V0, mfn(0)).unwrap();
+    assert_eq!(d.frame_type(6).1, 1);
     d.paging.new_baseptr(&d.memory, V0, mfn(5)).unwrap();
     assert_eq!(d.frame_type(6).1, 0);
     d.audit();
