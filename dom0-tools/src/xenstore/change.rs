@@ -12,6 +12,7 @@ use super::{
     path::{Path, WatchPath},
     peers::Item,
     perms::Perms,
+    ring::Stream,
     watch::WatchId,
 };
 
@@ -45,7 +46,7 @@ pub enum Change {
     },
     /// A domain is gone: its connection, and everything known of it.
     Gone(DomId),
-    /// A domain is connected, with nothing in flight.
+    /// A domain is connected, with nothing in flight and no watches.
     Introduced {
         /// The domain.
         dom: DomId,
@@ -69,6 +70,13 @@ pub enum Change {
         dom: DomId,
         /// Told.
         told: bool,
+    },
+    /// A limit has been set.
+    Limit {
+        /// Its name.
+        name: Arc<str>,
+        /// Its value.
+        value: usize,
     },
     /// A guest's watch.
     Watched {
@@ -114,6 +122,29 @@ pub enum Change {
         dom: DomId,
         /// The message.
         item: Item,
+    },
+    /// The oldest waiting messages are next to go into the ring.
+    Staged {
+        /// The guest.
+        dom: DomId,
+        /// How many.
+        count: usize,
+    },
+    /// A guest's requests have been taken up to here.
+    Progress {
+        /// The guest.
+        dom: DomId,
+        /// The position in its stream.
+        req_cons: u32,
+        /// Bytes before it that belong to a request that is not whole yet.
+        input: Vec<u8>,
+    },
+    /// The state of a guest's ring, in whole.
+    Ring {
+        /// The guest.
+        dom: DomId,
+        /// The state.
+        stream: Stream,
     },
     /// Waiting messages have been dropped.
     Dropped {

@@ -8,6 +8,8 @@ use guest_abi::{
     errno::Errno,
 };
 
+use super::ring::Stream;
+
 /// A domain as the hypervisor knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DomainState {
@@ -19,15 +21,18 @@ pub struct DomainState {
 
 /// See the module's text.
 pub trait Hypervisor {
-    /// The domain, unless there is none or it is being destroyed.
-    fn domain(&mut self, dom: DomId) -> Option<DomainState>;
+    /// The domain; `None` if there is none or it is being destroyed.
+    ///
+    /// # Errors
+    /// Nothing can be said about it now.
+    fn domain(&mut self, dom: DomId) -> Result<Option<DomainState>, Errno>;
 
-    /// Maps the domain's ring and binds its event channel. An earlier
-    /// connection of the same domain is closed.
+    /// Maps the domain's ring, binds its event channel, and tells where the
+    /// ring stands. An earlier connection of the same domain is closed.
     ///
     /// # Errors
     /// The hypervisor's, with the earlier connection gone.
-    fn attach(&mut self, dom: DomId, mfn: Mfn, port: Port) -> Result<(), Errno>;
+    fn attach(&mut self, dom: DomId, mfn: Mfn, port: Port) -> Result<Stream, Errno>;
 
     /// Unmaps the ring and closes the event channel, if there are any.
     fn detach(&mut self, dom: DomId);
@@ -38,11 +43,11 @@ pub trait Hypervisor {
 pub struct NoHypervisor;
 
 impl Hypervisor for NoHypervisor {
-    fn domain(&mut self, _dom: DomId) -> Option<DomainState> {
-        None
+    fn domain(&mut self, _dom: DomId) -> Result<Option<DomainState>, Errno> {
+        Ok(None)
     }
 
-    fn attach(&mut self, _dom: DomId, _mfn: Mfn, _port: Port) -> Result<(), Errno> {
+    fn attach(&mut self, _dom: DomId, _mfn: Mfn, _port: Port) -> Result<Stream, Errno> {
         Err(Errno::EINVAL)
     }
 

@@ -3,7 +3,7 @@
 use guest_abi::{addr::DomId, errno::Errno};
 
 use super::Core;
-use crate::xenstore::{peers::PeerId, perms::parse_decimal, wire::strings};
+use crate::xenstore::{change::Change, peers::PeerId, perms::parse_decimal, wire::strings};
 
 impl Core {
     /// Does a control command and gives the reply's payload.
@@ -48,6 +48,10 @@ impl Core {
     fn set_limit(&mut self, name: &str, value: &str) -> Result<String, Errno> {
         let value = parse_decimal(value.as_bytes())?;
         *self.limits.by_name(name).ok_or(Errno::EINVAL)? = value;
+        self.changes.push(Change::Limit {
+            name: name.into(),
+            value,
+        });
         Ok("OK".to_owned())
     }
 

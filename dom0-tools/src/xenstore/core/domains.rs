@@ -16,11 +16,12 @@ use crate::xenstore::{
     hypervisor::{DomainState, Hypervisor},
     peers::{Peer, PeerId},
     perms::{Perms, parse_decimal, parse_domid},
+    ring::Stream,
     wire::strings,
 };
 
 /// A connected domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Domain {
     /// Its ring's frame.
     pub mfn: Mfn,
@@ -30,6 +31,8 @@ pub struct Domain {
     pub target: Option<DomId>,
     /// Its shutdown has been told.
     pub shutdown_told: bool,
+    /// Its ring.
+    pub stream: Stream,
 }
 
 impl Core {
@@ -46,8 +49,14 @@ impl Core {
     /// Asks for the domain that has this number now, and forgets the one that
     /// had it before.
     fn meet(&mut self, hypervisor: &mut dyn Hypervisor, dom: DomId) -> Option<DomainState> {
-        let state = hypervisor.domain(dom);
         let known = self.generations.get(&dom).copied();
+        let state = hypervisor.domain(dom).unwrap_or_else(|errno| {
+            tracing::error!(%dom, %errno, "the hypervisor does not tell of the domain");
+            known.map(|generation| DomainState {
+                generation,
+                shutdown: false,
+            })
+        });
         let present = state.map(|state| state.generation);
         if known == present {
             return state;
@@ -95,30 +104,84 @@ impl Core {
         let attached = hypervisor.attach(dom, mfn, port);
         let target = self.domains.get(&dom).and_then(|domain| domain.target);
         self.disconnect_guest(dom);
-        if let Err(errno) = attached {
-            self.changes.push(Change::Disconnected(dom));
-            return Err(errno);
-        }
-        self.connect_guest(dom, mfn, port);
-        self.changes.push(Change::Introduced { dom, mfn, port });
-        if let Some(target) = target {
-            self.retarget(dom, target);
-        }
-        Ok(Some(INTRODUCE_DOMAIN))
-    }
-
-    fn connect_guest(&mut self, dom: DomId, mfn: Mfn, port: Port) {
+        let stream = attached.inspect_err(|_| self.changes.push(Change::Disconnected(dom)))?;
         let domain = Domain {
             mfn,
             port,
-            target: None,
+            target,
             shutdown_told: false,
+            stream,
         };
+        self.connect_guest(dom, domain.clone());
+        self.changes.extend(connection_changes(dom, &domain));
+        Ok(Some(INTRODUCE_DOMAIN))
+    }
+
+    /// Puts in a domain without watches, transactions and messages.
+    pub(super) fn connect_guest(&mut self, dom: DomId, domain: Domain) {
         self.domains.insert(dom, domain);
         self.peers.insert(PeerId::Guest(dom), Peer::default());
     }
 
-    fn disconnect_guest(&mut self, dom: DomId) {
+    /// The guest's side starts anew, as a rebooted kernel does: what was on
+    /// its way in either direction is void.
+    pub fn reconnect(&mut self, dom: DomId, stream: Stream) {
+        let Some(mut domain) = self.domains.get(&dom).cloned() else {
+            return;
+        };
+        domain.stream = stream;
+        self.disconnect_guest(dom);
+        self.connect_guest(dom, domain.clone());
+        self.changes.extend(connection_changes(dom, &domain));
+    }
+
+    /// The guest broke the protocol: it is not served any more, until it
+    /// reconnects or is introduced again.
+    pub fn shut(&mut self, dom: DomId) {
+        let broken = Stream {
+            broken: true,
+            ..Stream::default()
+        };
+        self.reconnect(dom, broken);
+    }
+
+    /// A connected domain's ring.
+    pub fn stream_mut(&mut self, dom: DomId) -> Option<&mut Stream> {
+        self.domains.get_mut(&dom).map(|domain| &mut domain.stream)
+    }
+
+    /// Notes how far the guest's requests have been taken.
+    pub fn note_progress(&mut self, dom: DomId) {
+        if let Some(domain) = self.domains.get(&dom) {
+            self.changes.push(Change::Progress {
+                dom,
+                req_cons: domain.stream.req_cons,
+                input: domain.stream.taken_input().to_vec(),
+            });
+        }
+    }
+
+    /// Moves waiting messages to where they go into the ring from.
+    pub fn stage(&mut self, dom: DomId) {
+        let peer = self.peers.get_mut(&PeerId::Guest(dom));
+        let domain = self.domains.get_mut(&dom);
+        let (Some(peer), Some(domain)) = (peer, domain) else {
+            return;
+        };
+        let mut count = 0;
+        while domain.stream.wants_more() {
+            let Some(item) = peer.outbox.pop() else {
+                break;
+            };
+            domain.stream.restage(&item.bytes);
+            count += 1;
+        }
+        if count > 0 {
+            self.changes.push(Change::Staged { dom, count });
+        }
+    }
+
+    pub(super) fn disconnect_guest(&mut self, dom: DomId) {
         self.domains.remove(&dom);
         self.disconnect(PeerId::Guest(dom));
     }
@@ -139,6 +202,14 @@ impl Core {
     /// Forgets all that carries this domid.
     fn forget(&mut self, hypervisor: &mut dyn Hypervisor, dom: DomId) {
         hypervisor.detach(dom);
+        self.forget_number(dom);
+        self.changes.push(Change::Gone(dom));
+        let effects = self.tree.scrub(dom);
+        self.publish(&effects);
+    }
+
+    /// Forgets all that carries this domid, except in the tree.
+    pub(super) fn forget_number(&mut self, dom: DomId) {
         self.disconnect_guest(dom);
         self.generations.remove(&dom);
         self.credits.forget(dom);
@@ -153,9 +224,6 @@ impl Core {
                 .values_mut()
                 .for_each(|transaction| transaction.doom_if_naming(dom));
         }
-        self.changes.push(Change::Gone(dom));
-        let effects = self.tree.scrub(dom);
-        self.publish(&effects);
     }
 
     pub(super) fn resume(&mut self, payload: &[u8]) -> Result<(), Errno> {
@@ -179,15 +247,11 @@ impl Core {
         if !self.domains.contains_key(&dom) {
             return Err(Errno::ENOENT);
         }
-        self.retarget(dom, target);
-        Ok(())
-    }
-
-    fn retarget(&mut self, dom: DomId, target: DomId) {
         if let Some(domain) = self.domains.get_mut(&dom) {
             domain.target = Some(target);
             self.changes.push(Change::Target { dom, target });
         }
+        Ok(())
     }
 
     /// Looks which domains are gone or have shut down, and tells of it once.
@@ -224,6 +288,30 @@ impl Core {
         self.changes.push(Change::Shutdown { dom, told: true });
         true
     }
+}
+
+/// What the journal keeps of a connection that has just begun.
+pub(super) fn connection_changes(dom: DomId, domain: &Domain) -> Vec<Change> {
+    let mut changes = vec![
+        Change::Introduced {
+            dom,
+            mfn: domain.mfn,
+            port: domain.port,
+        },
+        Change::Ring {
+            dom,
+            stream: Stream {
+                input: domain.stream.taken_input().to_vec(),
+                in_ring: 0,
+                ..domain.stream.clone()
+            },
+        },
+    ];
+    changes.extend(domain.target.map(|target| Change::Target { dom, target }));
+    if domain.shutdown_told {
+        changes.push(Change::Shutdown { dom, told: true });
+    }
+    changes
 }
 
 fn real_domain(text: &[u8]) -> Result<DomId, Errno> {

@@ -9,6 +9,7 @@ mod control;
 mod dispatch;
 mod domains;
 mod events;
+mod restore;
 
 use std::{
     collections::BTreeMap,
