@@ -175,8 +175,9 @@ impl Domain {
             .map_err(paging_error)?;
         let cpuid = host.cpuid();
         let vm = KvmVm::new(host.kvm(), Arc::clone(&memory), spec.vcpus, cpuid.for_kvm())?;
+        let now = host.clock.now_ns();
         let vcpus: Vec<_> = (0..spec.vcpus)
-            .map(|id| Arc::new(VcpuShared::new(VcpuId(id))))
+            .map(|id| Arc::new(VcpuShared::new(VcpuId(id), now)))
             .collect();
         let words: Arc<dyn SharedWords> = Arc::clone(&memory) as _;
         let delivery = Arc::new(TwoLevel::new(

@@ -68,7 +68,8 @@ fn poll(vcpu: &mut Vcpu, arg: GuestVirt) -> Outcome {
 /// `HYPERVISOR_set_timer_op(timeout)`: `VIRQ_TIMER` at this system time; 0
 /// stops the timer.
 pub(super) fn set_timer_op(vcpu: &mut Vcpu, timeout: u64) -> Outcome {
-    let now = vcpu.domain.host.clock.now_ns();
-    vcpu.time.timers.set_timer_op(timeout, now);
+    vcpu.set_timer(&vcpu.shared, |timers, now| {
+        timers.set_timer_op(timeout, now)
+    });
     OK
 }

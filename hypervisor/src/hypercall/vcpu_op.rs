@@ -16,12 +16,9 @@ use zerocopy::{FromZeros, IntoBytes};
 
 /// `HYPERVISOR_vcpu_op(cmd, vcpu, arg)`.
 ///
-/// The operations on memory areas and timers are for the calling vCPU: stock
-/// kernels use them so, but for `register_vcpu_info`, which works for any.
-///
 /// # Errors
-/// `ENOENT` for a vCPU that does not exist; `EINVAL` for another vCPU's area
-/// or timer; `ETIME` for a timer in the past; `EFAULT`; `ENOSYS` for an
+/// `ENOENT` for a vCPU that does not exist; `EINVAL` for another vCPU's single-shot
+/// timer; `ETIME` for a timer in the past; `EFAULT`; `ENOSYS` for an
 /// unknown command, `EOPNOTSUPP` for NMIs.
 pub(super) fn vcpu_op(vcpu: &mut Vcpu, cmd: u32, id: u32, arg: GuestVirt) -> Outcome {
     let index = usize::try_from(id).map_err(|_| Errno::ENOENT)?;
@@ -36,58 +33,51 @@ pub(super) fn vcpu_op(vcpu: &mut Vcpu, cmd: u32, id: u32, arg: GuestVirt) -> Out
         VCPUOP_IS_UP => Ok(Done::Value(target.is_online().into())),
         VCPUOP_REGISTER_VCPU_INFO => register_vcpu_info(vcpu, &target, arg),
         VCPUOP_SEND_NMI => Err(Errno::EOPNOTSUPP),
-        VCPUOP_GET_RUNSTATE_INFO if target.id == vcpu.shared.id => {
-            let info = vcpu.time.runstate.get(vcpu.domain.host.clock.now_ns());
+        VCPUOP_GET_RUNSTATE_INFO => {
+            let now = vcpu.domain.host.clock.now_ns();
+            let info = target.lock_time().runstate.get(now);
             vcpu.access().write_obj(arg, &info)?;
             OK
         }
-        _ if target.id == vcpu.shared.id => own(vcpu, cmd, arg),
-        _ => own_only(cmd),
-    }
-}
-
-/// Commands that exist, but not for another vCPU.
-fn own_only(cmd: u32) -> Outcome {
-    match cmd {
-        VCPUOP_GET_RUNSTATE_INFO
-        | VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA
-        | VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA
-        | VCPUOP_SET_PERIODIC_TIMER
-        | VCPUOP_STOP_PERIODIC_TIMER
-        | VCPUOP_SET_SINGLESHOT_TIMER
-        | VCPUOP_STOP_SINGLESHOT_TIMER => Err(Errno::EINVAL),
-        _ => Err(Errno::ENOSYS),
-    }
-}
-
-fn own(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt) -> Outcome {
-    let now = vcpu.domain.host.clock.now_ns();
-    match cmd {
         VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA => {
             let area: VcpuRegisterMemoryArea = vcpu.access().read_obj(arg)?;
-            vcpu.register_runstate(GuestVirt(area.addr))?;
+            vcpu.register_runstate(&target, GuestVirt(area.addr))
+                .map(Done::from)
         }
         VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA => {
             let area: VcpuRegisterMemoryArea = vcpu.access().read_obj(arg)?;
-            vcpu.register_time_area(GuestVirt(area.addr))?;
+            vcpu.register_time_area(&target, GuestVirt(area.addr))
+                .map(Done::from)
         }
+        _ => timer_op(vcpu, cmd, &target, arg),
+    }
+}
+
+/// The timers of a vCPU; the single-shot timer is only its own to set.
+fn timer_op(vcpu: &Vcpu, cmd: u32, target: &VcpuShared, arg: GuestVirt) -> Outcome {
+    let own = target.id == vcpu.shared.id;
+    match cmd {
         VCPUOP_SET_PERIODIC_TIMER => {
             let arg: VcpuSetPeriodicTimer = vcpu.access().read_obj(arg)?;
-            vcpu.time
-                .timers
-                .set_periodic(arg.period_ns, now)
-                .map_err(|error| error.errno())?;
-        }
-        VCPUOP_STOP_PERIODIC_TIMER => vcpu.time.timers.stop_periodic(),
-        VCPUOP_SET_SINGLESHOT_TIMER => {
-            let arg: VcpuSetSingleshotTimer = vcpu.access().read_obj(arg)?;
-            let set = vcpu
-                .time
-                .timers
-                .set_singleshot(arg.timeout_abs_ns, arg.flags, now);
+            let set = vcpu.set_timer(target, |timers, now| {
+                timers.set_periodic(arg.period_ns, now)
+            });
             set.map_err(|error| error.errno())?;
         }
-        VCPUOP_STOP_SINGLESHOT_TIMER => vcpu.time.timers.stop_singleshot(),
+        VCPUOP_STOP_PERIODIC_TIMER => vcpu.set_timer(target, |timers, _| timers.stop_periodic()),
+        VCPUOP_SET_SINGLESHOT_TIMER | VCPUOP_STOP_SINGLESHOT_TIMER if !own => {
+            return Err(Errno::EINVAL);
+        }
+        VCPUOP_SET_SINGLESHOT_TIMER => {
+            let arg: VcpuSetSingleshotTimer = vcpu.access().read_obj(arg)?;
+            let set = vcpu.set_timer(target, |timers, now| {
+                timers.set_singleshot(arg.timeout_abs_ns, arg.flags, now)
+            });
+            set.map_err(|error| error.errno())?;
+        }
+        VCPUOP_STOP_SINGLESHOT_TIMER => {
+            vcpu.set_timer(target, |timers, _| timers.stop_singleshot())
+        }
         _ => return Err(Errno::ENOSYS),
     }
     OK

@@ -16,7 +16,7 @@ use guest_abi::{
 use std::mem::offset_of;
 
 /// The account of one vCPU. All times are system time.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Runstate {
     info: VcpuRunstateInfo,
     area: Option<GuestVirt>,

@@ -12,7 +12,7 @@ mod state;
 mod trap;
 
 pub use access::VcpuAccess;
-pub use clock::VcpuTime;
+pub use clock::{TimeState, VcpuTime};
 pub use run::start;
 pub use shared::{VcpuShared, request};
 pub use state::{GuestState, Handler, canonical_or_zero};
@@ -68,8 +68,7 @@ pub struct Vcpu {
     pub shared: Arc<VcpuShared>,
     /// What the guest has set.
     pub state: GuestState,
-    /// Its timers and what it is told about time.
-    pub time: VcpuTime,
+    time: VcpuTime,
     /// Whether it sleeps.
     pub wait: Wait,
     /// The hypercall is an element of a `multicall`.
@@ -146,7 +145,7 @@ impl Vcpu {
     pub fn end_poll(&mut self) {
         if self.wait == Wait::Poll {
             self.domain.events.end_poll(self.shared.id);
-            self.time.timers.end_poll();
+            self.shared.lock_time().timers.end_poll();
         }
         self.wait = Wait::No;
     }
@@ -166,7 +165,7 @@ impl Vcpu {
         {
             PollOutcome::Ready => {}
             PollOutcome::Sleep => {
-                self.time.timers.begin_poll(deadline);
+                self.shared.lock_time().timers.begin_poll(deadline);
                 self.wait = Wait::Poll;
             }
         }

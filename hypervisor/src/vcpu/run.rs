@@ -81,7 +81,7 @@ impl Vcpu {
             }
             self.serve(requests);
             if !runnable || !self.shared.is_online() {
-                self.time.leave_cpu();
+                self.time.leave_cpu(&self.shared);
                 self.shared.sleep_until(None);
                 continue;
             }
@@ -140,7 +140,7 @@ impl Vcpu {
         if requests & request::POLL != 0 {
             self.end_poll();
         }
-        if self.time.fire() {
+        if self.time.fire(&self.shared) {
             self.end_poll();
         }
     }
@@ -155,11 +155,9 @@ impl Vcpu {
             return false;
         }
         let clock = &self.domain.host.clock;
-        let until = self
-            .time
-            .next_deadline(true)
-            .map(|ns| Instant::now() + clock.until(ns));
-        self.time.block();
+        let deadline = self.shared.lock_time().timers.next_deadline(true);
+        let until = deadline.map(|ns| Instant::now() + clock.until(ns));
+        self.time.block(&self.shared);
         self.shared.set_blocked(true);
         self.shared.sleep_until(until);
         self.shared.set_blocked(false);
@@ -175,7 +173,7 @@ impl Vcpu {
         if !GuestVirt(self.state.context.rip).is_canonical() {
             return self.bounce(self.state.trap_handler(13), Some(0));
         }
-        self.time.enter_cpu();
+        self.time.enter_cpu(&self.shared);
         self.publish_time();
         if !self.shared.enter_guest() {
             return Ok(());

@@ -6,6 +6,7 @@
 //! requests for the last time; both sides use sequential consistency, so
 //! either the vCPU sees the bit or the other side sees it in the guest.
 
+use super::TimeState;
 use guest_abi::{addr::VcpuId, arch_x86::VcpuGuestContext};
 use nix::sys::pthread::{Pthread, pthread_kill};
 use std::{
@@ -52,6 +53,7 @@ pub struct VcpuShared {
     /// CPU time of threads that have ended.
     cpu_time_ns: AtomicU64,
     affinity: Mutex<Vec<u32>>,
+    time: Mutex<TimeState>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -59,9 +61,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl VcpuShared {
-    /// A vCPU that is down.
+    /// A vCPU that is down, since system time `now`.
     #[must_use]
-    pub fn new(id: VcpuId) -> Self {
+    pub fn new(id: VcpuId, now: u64) -> Self {
         VcpuShared {
             id,
             requests: AtomicU32::new(0),
@@ -77,6 +79,7 @@ impl VcpuShared {
             initial: Mutex::new(None),
             cpu_time_ns: AtomicU64::new(0),
             affinity: Mutex::new(Vec::new()),
+            time: Mutex::new(TimeState::new(now)),
         }
     }
 
@@ -178,6 +181,11 @@ impl VcpuShared {
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.active.load(SeqCst)
+    }
+
+    /// Its timers and its account of time.
+    pub fn lock_time(&self) -> MutexGuard<'_, TimeState> {
+        lock(&self.time)
     }
 
     /// Whether the vCPU is up.
