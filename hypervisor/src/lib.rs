@@ -15,6 +15,7 @@ pub mod grants;
 pub mod guest_access;
 pub mod hypercall;
 pub mod hypervisor;
+pub mod interp;
 pub mod memory;
 pub mod paging;
 pub mod privcmd;

@@ -1,0 +1,304 @@
+//! Decoded code.
+//!
+//! Law: a block is found by the machine address of its first byte, so all
+//! address spaces share it, and is executed only if memory held its bytes
+//! when it was last compared: once in every [`CodeCache::epoch`], which is a
+//! `run`. Within a run, a write of the interpreter itself to a block's bytes
+//! drops the block (`pages`). Code that another processor changes meanwhile is
+//! noticed in the next run: every synchronising instruction ends one.
+
+use super::{
+    decode::{Decoded, decode},
+    exec::control,
+    host::{copy_out, same_bytes},
+    op::{Halt, Op},
+    pages::NumberMap,
+    state::Cpu,
+    walk::Page,
+};
+use guest_abi::addr::Mfn;
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
+use std::sync::LazyLock;
+
+/// Instructions in a block, so that the loop's checks come often enough.
+const BLOCK_INSTRUCTIONS: u32 = 48;
+/// Bytes of code looked at for one block.
+const BLOCK_BYTES: usize = 192;
+/// No instruction is longer.
+const LONGEST: usize = 15;
+/// Operations kept, of 40 bytes each; then all start anew.
+const MOST_OPERATIONS: usize = 1 << 19;
+const JUMPS: usize = 4096;
+
+/// A straight run of instructions, ended by a branch.
+pub struct Block {
+    /// The operations.
+    pub ops: Box<[Op]>,
+    /// Instructions in it.
+    pub count: u32,
+    bytes: Box<[u8]>,
+    key: u64,
+    /// The frame that its only instruction goes on in.
+    second: Option<Mfn>,
+    /// The epoch in which memory was last seen to hold `bytes`; 0 is never.
+    checked: u64,
+}
+
+/// Where a block is for a virtual address; see [`CodeCache::tag`].
+#[derive(Clone, Copy, Default)]
+struct Jump {
+    rip: u64,
+    tag: u64,
+    block: usize,
+}
+
+/// The blocks of one vCPU.
+pub struct CodeCache {
+    blocks: Vec<Block>,
+    by_address: NumberMap<usize>,
+    by_frame: NumberMap<Vec<usize>>,
+    jumps: Box<[Jump; JUMPS]>,
+    /// In the upper bits of a [`Jump`]'s tag, above the root's generation.
+    jump_epoch: u64,
+    epoch: u64,
+    operations: usize,
+}
+
+/// The code at an address, copied.
+struct Bytes {
+    buffer: [u8; BLOCK_BYTES],
+    len: usize,
+    /// The frame of the bytes past the page's end.
+    second: Option<Mfn>,
+}
+
+static OPTIONS: LazyLock<u32> = LazyLock::new(|| {
+    let vendor = std::arch::x86_64::__cpuid(0);
+    // "AuthenticAMD" and "HygonGenuine" decode branches with 16-bit operands
+    // alike.
+    if matches!(vendor.ebx, 0x6874_7541 | 0x6f67_7948) {
+        DecoderOptions::AMD
+    } else {
+        DecoderOptions::NONE
+    }
+});
+
+impl CodeCache {
+    /// An empty one.
+    pub fn new() -> Self {
+        CodeCache {
+            blocks: Vec::new(),
+            by_address: NumberMap::default(),
+            by_frame: NumberMap::default(),
+            jumps: Box::new([Jump::default(); JUMPS]),
+            jump_epoch: 1,
+            epoch: 1,
+            operations: 0,
+        }
+    }
+
+    /// Begins a run: all blocks have to be compared with memory again.
+    pub fn next_epoch(&mut self) {
+        self.epoch += 1;
+    }
+
+    /// Forgets which virtual address means which block.
+    pub fn forget_addresses(&mut self) {
+        self.jump_epoch += 1;
+    }
+
+    /// A block found by [`CodeCache::find`].
+    #[inline(always)]
+    pub fn block(&self, id: usize) -> &Block {
+        &self.blocks[id]
+    }
+
+    /// The block at `cpu.rip`.
+    #[inline(always)]
+    pub fn find(&mut self, cpu: &mut Cpu) -> Result<usize, Halt> {
+        let jump = self.jumps[jump_slot(cpu.rip)];
+        if jump.rip == cpu.rip
+            && jump.tag == self.tag(cpu)
+            && self.blocks[jump.block].checked == self.epoch
+        {
+            return Ok(jump.block);
+        }
+        self.find_slow(cpu)
+    }
+
+    fn tag(&self, cpu: &Cpu) -> u64 {
+        (self.jump_epoch << 12) | cpu.tlb.generation()
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_slow(&mut self, cpu: &mut Cpu) -> Result<usize, Halt> {
+        let page = cpu.fetch(cpu.rip)?;
+        let key = (page.mfn.0 << 12) | (cpu.rip & 0xfff);
+        let known = self.by_address.get(&key).copied();
+        let id = match known {
+            Some(id) if self.still_right(cpu, id, &page)? => id,
+            _ => self.add(cpu, &page, key)?,
+        };
+        self.blocks[id].checked = self.epoch;
+        self.jumps[jump_slot(cpu.rip)] = Jump {
+            rip: cpu.rip,
+            tag: self.tag(cpu),
+            block: id,
+        };
+        Ok(id)
+    }
+
+    /// Whether memory still holds the block's bytes.
+    fn still_right(&self, cpu: &mut Cpu, id: usize, page: &Page) -> Result<bool, Halt> {
+        let block = &self.blocks[id];
+        let place = page.frame.ptr.at(cpu.rip);
+        let Some(second) = block.second else {
+            return Ok(block.checked == self.epoch || same_bytes(place, &block.bytes));
+        };
+        let rest = cpu.fetch(next_page(cpu.rip))?;
+        let (head, tail) = block.bytes.split_at(to_page_end(cpu.rip));
+        Ok(rest.mfn == second && same_bytes(place, head) && same_bytes(rest.frame.ptr.at(0), tail))
+    }
+
+    fn add(&mut self, cpu: &mut Cpu, page: &Page, key: u64) -> Result<usize, Halt> {
+        if self.operations > MOST_OPERATIONS {
+            self.clear(cpu);
+        }
+        let block = build(cpu, page, key, BLOCK_INSTRUCTIONS)?;
+        let id = self.blocks.len();
+        let first = to_page_end(cpu.rip).min(block.bytes.len());
+        self.claim(cpu, page.mfn, id, key, first);
+        if let Some(second) = block.second {
+            self.claim(cpu, second, id, 0, block.bytes.len() - first);
+        }
+        self.operations += block.ops.len();
+        self.blocks.push(block);
+        self.by_address.insert(key, id);
+        Ok(id)
+    }
+
+    /// Notes that a block has `len` bytes of a frame.
+    fn claim(&mut self, cpu: &mut Cpu, mfn: Mfn, id: usize, offset: u64, len: usize) {
+        if cpu.lines.mark(mfn, offset, len as u64) {
+            cpu.tlb.protect(mfn);
+        }
+        self.by_frame.entry(mfn.0).or_default().push(id);
+    }
+
+    /// Drops all blocks of a frame.
+    pub fn drop_frame(&mut self, cpu: &mut Cpu, mfn: Mfn) {
+        for id in self.by_frame.remove(&mfn.0).unwrap_or_default() {
+            let block = &mut self.blocks[id];
+            if self.by_address.get(&block.key) == Some(&id) {
+                self.by_address.remove(&block.key);
+            }
+            block.checked = 0;
+        }
+        cpu.lines.remove(mfn);
+    }
+
+    fn clear(&mut self, cpu: &mut Cpu) {
+        self.blocks.clear();
+        self.by_address.clear();
+        self.by_frame.clear();
+        self.jumps.fill(Jump::default());
+        self.operations = 0;
+        cpu.lines.clear();
+    }
+}
+
+/// The one instruction at `cpu.rip`, not to be kept.
+pub fn single(cpu: &mut Cpu) -> Result<Block, Halt> {
+    let page = cpu.fetch(cpu.rip)?;
+    build(cpu, &page, 0, 1)
+}
+
+fn build(cpu: &mut Cpu, page: &Page, key: u64, limit: u32) -> Result<Block, Halt> {
+    let mut code = Bytes {
+        buffer: [0; BLOCK_BYTES],
+        len: to_page_end(cpu.rip).min(BLOCK_BYTES),
+        second: None,
+    };
+    copy_out(page.frame.ptr.at(cpu.rip), &mut code.buffer[..code.len]);
+    let start = cpu.rip & 0xfff;
+    let (mut ops, mut count, mut bytes) = straight(&code.buffer[..code.len], start, limit);
+    if count == 0 {
+        code.read_second(cpu)?;
+        (ops, count, bytes) = straight(&code.buffer[..code.len], start, 1);
+        if count == 0 {
+            // Not an instruction however it goes on.
+            ops.push(Op::new(super::exec::system::unknown, page_offset(start), 1));
+            (count, bytes) = (1, code.len);
+        }
+    }
+    Ok(Block {
+        ops: ops.into(),
+        count,
+        bytes: code.buffer[..bytes].into(),
+        key,
+        second: code.second,
+        checked: 0,
+    })
+}
+
+impl Bytes {
+    /// Adds bytes of the next page to an instruction that goes on there.
+    fn read_second(&mut self, cpu: &mut Cpu) -> Result<(), Halt> {
+        let address = next_page(cpu.rip);
+        let page = cpu.fetch(address)?;
+        let end = LONGEST.max(self.len);
+        copy_out(page.frame.ptr.at(0), &mut self.buffer[self.len..end]);
+        self.len = end;
+        self.second = Some(page.mfn);
+        Ok(())
+    }
+}
+
+/// The operations of the instructions at the start of `bytes`, how many
+/// instructions they are, and their length.
+fn straight(bytes: &[u8], start: u64, limit: u32) -> (Vec<Op>, u32, usize) {
+    let mut decoder = Decoder::with_ip(64, bytes, start, *OPTIONS);
+    let mut instruction = Instruction::default();
+    let (mut ops, mut count, mut used) = (Vec::new(), 0, 0);
+    while count < limit {
+        decoder.decode_out(&mut instruction);
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            break;
+        }
+        let Decoded {
+            before,
+            op,
+            ends_block,
+        } = decode(&instruction);
+        ops.extend(before);
+        ops.push(op);
+        count += 1;
+        used = decoder.position();
+        if ends_block {
+            return (ops, count, used);
+        }
+    }
+    let mut onwards = Op::new(control::fall_through, page_offset(start), 0);
+    onwards.imm = start + used as u64;
+    ops.push(onwards);
+    (ops, count, used)
+}
+
+fn jump_slot(rip: u64) -> usize {
+    let mixed = rip ^ (rip >> 12) ^ (rip >> 22);
+    usize::try_from(mixed & (JUMPS as u64 - 1)).unwrap_or(0)
+}
+
+fn page_offset(address: u64) -> u16 {
+    u16::try_from(address & 0xfff).unwrap_or(0)
+}
+
+/// Bytes from `address` to its page's end.
+fn to_page_end(address: u64) -> usize {
+    0x1000 - usize::from(page_offset(address))
+}
+
+fn next_page(address: u64) -> u64 {
+    (address | 0xfff).wrapping_add(1)
+}

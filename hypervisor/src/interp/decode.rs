@@ -1,0 +1,293 @@
+//! From instruction bytes to operations.
+//!
+//! Law: what is not known for certain becomes [`system::unknown`], which stops
+//! before the instruction. Operands are taken apart here, once, in the same
+//! way for all: `dst` is the first register operand, `src` the second, `imm`
+//! the third or the immediate; a memory operand is not counted.
+
+use super::{
+    exec::{alu, bits, control, data, shift, stack, string, swap, system},
+    op::{Handler, Op, slot},
+};
+use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+
+/// How the first two operands are given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A register alone.
+    Reg,
+    /// A memory operand alone.
+    Mem,
+    /// Register, register.
+    RegReg,
+    /// Register, immediate.
+    RegImm,
+    /// Register, memory.
+    RegMem,
+    /// Memory, register.
+    MemReg,
+    /// Memory, immediate.
+    MemImm,
+    /// Anything else: implied operands, or none.
+    Other,
+}
+
+/// An instruction's shape: what its handler is chosen by.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape {
+    /// How the operands are given.
+    pub form: Form,
+    /// Bytes of the first operand.
+    pub width: usize,
+    /// Whether one of the operands is in memory.
+    pub memory: bool,
+    /// `lock`.
+    pub locked: bool,
+}
+
+/// What becomes of one instruction.
+#[derive(Debug)]
+pub struct Decoded {
+    /// Computes a 32-bit effective address first.
+    pub before: Option<Op>,
+    /// The operation.
+    pub op: Op,
+    /// Whether nothing follows in the same block.
+    pub ends_block: bool,
+}
+
+/// A handler, and whether the block ends with it.
+pub type Choice = Option<(Handler, bool)>;
+
+/// Decodes `instruction`, whose IP is its offset in its page.
+pub fn decode(instruction: &Instruction) -> Decoded {
+    let at = u16::try_from(instruction.ip() & 0xfff).unwrap_or(0);
+    let len = u8::try_from(instruction.len()).unwrap_or(0);
+    let mut op = Op::new(system::unknown, at, len);
+    let mut before = None;
+    let mut ends_block = true;
+    if let Some(shape) = operands(instruction, &mut op)
+        && let Some((run, ends)) = choose(instruction, shape, &mut op)
+    {
+        op.run = run;
+        ends_block = ends;
+        if short_address(instruction) {
+            before = Some(split_address(&mut op));
+        }
+    }
+    Decoded {
+        before,
+        op,
+        ends_block,
+    }
+}
+
+fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Choice {
+    let straight = |handler: Option<Handler>| handler.map(|h| (h, false));
+    use Mnemonic as M;
+    match i.mnemonic() {
+        M::Add
+        | M::Or
+        | M::Adc
+        | M::Sbb
+        | M::And
+        | M::Sub
+        | M::Xor
+        | M::Cmp
+        | M::Test
+        | M::Inc
+        | M::Dec
+        | M::Neg
+        | M::Not
+        | M::Mul
+        | M::Imul
+        | M::Div
+        | M::Idiv => straight(alu::choose(i, shape)),
+        M::Shl
+        | M::Sal
+        | M::Shr
+        | M::Sar
+        | M::Rol
+        | M::Ror
+        | M::Rcl
+        | M::Rcr
+        | M::Shld
+        | M::Shrd => straight(shift::choose(i, shape)),
+        M::Bt
+        | M::Bts
+        | M::Btr
+        | M::Btc
+        | M::Bsf
+        | M::Bsr
+        | M::Tzcnt
+        | M::Lzcnt
+        | M::Popcnt
+        | M::Andn
+        | M::Bextr
+        | M::Bzhi
+        | M::Pdep
+        | M::Pext
+        | M::Blsi
+        | M::Blsr
+        | M::Blsmsk
+        | M::Adcx
+        | M::Adox
+        | M::Mulx
+        | M::Rorx
+        | M::Sarx
+        | M::Shlx
+        | M::Shrx
+        | M::Crc32 => straight(bits::choose(i, shape)),
+        M::Xchg | M::Xadd | M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b => {
+            straight(swap::choose(i, shape))
+        }
+        M::Push | M::Pop | M::Pushfq | M::Popfq | M::Pushf | M::Popf | M::Enter | M::Leave => {
+            straight(stack::choose(i, shape, op))
+        }
+        _ => straight(data::choose(i, shape, op))
+            .or_else(|| straight(string::choose(i, op)))
+            .or_else(|| control::choose(i, shape, op))
+            .or_else(|| system::choose(i, shape, op)),
+    }
+}
+
+/// Takes the operands apart; `None` if there is one that no handler knows.
+fn operands(i: &Instruction, op: &mut Op) -> Option<Shape> {
+    let mut registers = 0;
+    let mut kinds = [None; 2];
+    for n in 0..i.op_count() {
+        let kind = i.op_kind(n);
+        let class = match kind {
+            OpKind::Register => {
+                // Control, vector and mask registers leave the operand at
+                // ZERO: no handler for them looks at it.
+                if let Some(operand) = register(i.op_register(n)) {
+                    place_register(op, &mut registers, operand);
+                }
+                'r'
+            }
+            OpKind::Memory => {
+                memory(i, op)?;
+                'm'
+            }
+            OpKind::Immediate8
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate32to64
+            | OpKind::Immediate64 => {
+                op.imm = i.immediate(n);
+                'i'
+            }
+            _ => 'o',
+        };
+        if let Some(entry) = kinds.get_mut(n as usize) {
+            *entry = Some(class);
+        }
+    }
+    let form = match kinds {
+        [Some('r'), None] => Form::Reg,
+        [Some('m'), None] => Form::Mem,
+        [Some('r'), Some('r')] => Form::RegReg,
+        [Some('r'), Some('i')] => Form::RegImm,
+        [Some('r'), Some('m')] => Form::RegMem,
+        [Some('m'), Some('r')] => Form::MemReg,
+        [Some('m'), Some('i')] => Form::MemImm,
+        _ => Form::Other,
+    };
+    Some(Shape {
+        form,
+        width: width(i, 0),
+        memory: has_memory(i),
+        locked: i.has_lock_prefix(),
+    })
+}
+
+fn place_register(op: &mut Op, count: &mut u32, operand: u8) {
+    match *count {
+        0 => op.dst = operand,
+        1 => op.src = operand,
+        _ => op.imm = u64::from(operand),
+    }
+    *count += 1;
+}
+
+/// Bytes of operand `n`; 0 if it has no size of its own.
+pub fn width(i: &Instruction, n: u32) -> usize {
+    if n >= i.op_count() {
+        return 0;
+    }
+    match i.op_kind(n) {
+        OpKind::Register => i.op_register(n).size(),
+        OpKind::Memory => i.memory_size().size(),
+        _ => 0,
+    }
+}
+
+/// The operand number of a general register.
+pub fn register(r: Register) -> Option<u8> {
+    if !r.is_gpr() {
+        return None;
+    }
+    let number = u8::try_from(r.full_register().number()).ok()?;
+    let high = matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
+    Some(number | if high { slot::HIGH_BYTE } else { 0 })
+}
+
+fn memory(i: &Instruction, op: &mut Op) -> Option<()> {
+    op.base = match i.memory_base() {
+        Register::None => slot::ZERO,
+        // Without RIP's page in it: see `Cpu::in_page`.
+        Register::RIP => slot::PAGE,
+        Register::EIP => return None,
+        base => register(base)?,
+    };
+    op.index = match i.memory_index() {
+        Register::None => slot::ZERO,
+        index => register(index)?,
+    };
+    let scale = i.memory_index_scale().trailing_zeros();
+    op.scale = u8::try_from(scale).ok()?;
+    op.disp = i.memory_displacement64();
+    segment(i, op)
+}
+
+/// The segment base; those of CS, DS, ES and SS are zero.
+pub fn segment(i: &Instruction, op: &mut Op) -> Option<()> {
+    match i.memory_segment() {
+        Register::FS => op.segment = slot::FS,
+        Register::GS => op.segment = slot::GS,
+        Register::SS => op.scale |= Op::STACK,
+        _ => {}
+    }
+    Some(())
+}
+
+/// Whether the memory operand's address is computed in 32 bits.
+fn short_address(i: &Instruction) -> bool {
+    has_memory(i)
+        && (i.memory_base().is_gpr32()
+            || i.memory_index().is_gpr32()
+            || (i.memory_displ_size() == 4 && no_registers(i)))
+}
+
+fn has_memory(i: &Instruction) -> bool {
+    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
+}
+
+fn no_registers(i: &Instruction) -> bool {
+    i.memory_base() == Register::None && i.memory_index() == Register::None
+}
+
+/// Moves the address computation into an operation of its own.
+fn split_address(op: &mut Op) -> Op {
+    let mut before = *op;
+    before.run = data::address32;
+    op.base = slot::TEMP;
+    op.index = slot::ZERO;
+    op.disp = 0;
+    op.scale &= Op::STACK;
+    before
+}

@@ -1,0 +1,149 @@
+//! The stack.
+//!
+//! Law: RSP changes last, after every access that can fault.
+
+use crate::interp::{
+    decode::Shape,
+    flags::{AC, ARITHMETIC, DF, TF},
+    host::Memory,
+    op::{Flow, Halt, Handler, Op, Outcome, slot},
+    state::{Cpu, Stop},
+};
+use iced_x86::{Code, Instruction, OpKind, Register};
+
+/// Flags that `popf` in ring 3 can change.
+const POPPED: u64 = ARITHMETIC | DF | TF | AC | (1 << 14) | (1 << 21);
+
+impl Cpu {
+    /// Pushes a word.
+    #[inline(always)]
+    pub fn push<W: Memory>(&mut self, value: W) -> Result<(), Halt> {
+        let stack = self.get::<u64>(slot::RSP).wrapping_sub(W::BYTES);
+        self.store(stack, value)?;
+        self.set(slot::RSP, stack);
+        Ok(())
+    }
+
+    /// The word on top, and RSP without it.
+    #[inline(always)]
+    fn top<W: Memory>(&mut self) -> Result<(W, u64), Halt> {
+        let stack = self.get::<u64>(slot::RSP);
+        let value = self.load::<W>(stack)?;
+        Ok((value, stack.wrapping_add(W::BYTES)))
+    }
+}
+
+fn push_reg<W: Memory>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    cpu.push(cpu.get::<W>(op.dst))?;
+    Ok(Flow::Next)
+}
+
+fn push_imm<W: Memory>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    cpu.push(W::low(op.imm))?;
+    Ok(Flow::Next)
+}
+
+fn push_mem<W: Memory>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let value = cpu.load::<W>(cpu.address(op))?;
+    cpu.push(value)?;
+    Ok(Flow::Next)
+}
+
+fn pop_reg<W: Memory>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let (value, stack) = cpu.top::<W>()?;
+    cpu.set(slot::RSP, stack);
+    cpu.set(op.dst, value);
+    Ok(Flow::Next)
+}
+
+/// An address made with RSP uses the RSP after the pop.
+fn pop_mem<W: Memory>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let (value, stack) = cpu.top::<W>()?;
+    let address = if op.base == slot::RSP {
+        cpu.address(op).wrapping_add(W::BYTES)
+    } else {
+        cpu.address(op)
+    };
+    cpu.store(address, value)?;
+    cpu.set(slot::RSP, stack);
+    Ok(Flow::Next)
+}
+
+fn pushf(cpu: &mut Cpu, _: &Op) -> Outcome {
+    let rflags = cpu.rflags();
+    cpu.push(rflags)?;
+    Ok(Flow::Next)
+}
+
+/// Single-stepping and alignment checks are for the engine.
+fn popf(cpu: &mut Cpu, _: &Op) -> Outcome {
+    let (value, stack) = cpu.top::<u64>()?;
+    if value & (TF | AC) != 0 {
+        return cpu.halt(Stop::Unknown);
+    }
+    let kept = cpu.rflags() & !POPPED;
+    cpu.set_rflags(kept | (value & POPPED));
+    cpu.set(slot::RSP, stack);
+    Ok(Flow::Next)
+}
+
+fn leave(cpu: &mut Cpu, _: &Op) -> Outcome {
+    let frame = cpu.get::<u64>(slot::RBP);
+    let value = cpu.load::<u64>(frame)?;
+    cpu.set(slot::RSP, frame.wrapping_add(8));
+    cpu.set(slot::RBP, value);
+    Ok(Flow::Next)
+}
+
+/// `enter` without nesting: `push rbp; mov rbp, rsp; sub rsp, imm`. The last
+/// word of the new frame has to be writable.
+fn enter(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let frame = cpu.get::<u64>(slot::RSP).wrapping_sub(8);
+    let stack = frame.wrapping_sub(op.imm);
+    cpu.write_place(stack, 1)?;
+    cpu.store(frame, cpu.get::<u64>(slot::RBP))?;
+    cpu.set(slot::RBP, frame);
+    cpu.set(slot::RSP, stack);
+    Ok(Flow::Next)
+}
+
+fn choose_push<W: Memory>(i: &Instruction, shape: Shape) -> Option<Handler> {
+    match i.op0_kind() {
+        OpKind::Register if i.op0_register().is_gpr() => Some(push_reg::<W>),
+        OpKind::Register => None,
+        _ if shape.memory => Some(push_mem::<W>),
+        _ => Some(push_imm::<W>),
+    }
+}
+
+fn choose_pop<W: Memory>(i: &Instruction, shape: Shape) -> Option<Handler> {
+    match i.op0_kind() {
+        OpKind::Register if i.op0_register().is_gpr() => Some(pop_reg::<W>),
+        // A 32-bit address is computed before the pop.
+        _ if shape.memory && i.memory_base() != Register::ESP => Some(pop_mem::<W>),
+        _ => None,
+    }
+}
+
+/// The handler for an instruction of this family.
+pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Option<Handler> {
+    op.scale |= if shape.memory { 0 } else { Op::STACK };
+    match i.code() {
+        Code::Push_r64 | Code::Push_rm64 | Code::Pushq_imm8 | Code::Pushq_imm32 => {
+            choose_push::<u64>(i, shape)
+        }
+        Code::Push_r16 | Code::Push_rm16 | Code::Pushw_imm8 | Code::Push_imm16 => {
+            choose_push::<u16>(i, shape)
+        }
+        Code::Pop_r64 | Code::Pop_rm64 => choose_pop::<u64>(i, shape),
+        Code::Pop_r16 | Code::Pop_rm16 => choose_pop::<u16>(i, shape),
+        Code::Pushfq => Some(pushf),
+        Code::Popfq => Some(popf),
+        Code::Leaveq => Some(leave),
+        Code::Enterq_imm16_imm8 if i.immediate8_2nd() == 0 => {
+            op.imm = u64::from(i.immediate16());
+            Some(enter)
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,186 @@
+//! What leaves the interpreter: traps, privileged instructions, and whatever
+//! it does not know; and the few system instructions that ring 3 may execute.
+//!
+//! Law: a privileged instruction is #GP(0) as in ring 3 on hardware; the layer
+//! above decides whether to emulate it. When in doubt, an instruction is
+//! unknown: the engine has the last word.
+
+use crate::interp::{
+    decode::{Choice, Form, Shape},
+    host::{Word, time_stamp},
+    op::{Flow, Handler, Op, Outcome, slot},
+    state::{Cpu, Stop, canonical, vector},
+};
+use iced_x86::{Code, Instruction, Mnemonic};
+use std::sync::atomic::{Ordering, fence};
+
+/// An instruction that somebody else has to execute.
+pub fn unknown(cpu: &mut Cpu, _: &Op) -> Outcome {
+    cpu.halt(Stop::Unknown)
+}
+
+fn privileged(cpu: &mut Cpu, _: &Op) -> Outcome {
+    cpu.fault(vector::GP, 0)
+}
+
+fn undefined(cpu: &mut Cpu, _: &Op) -> Outcome {
+    cpu.fault(vector::UD, 0)
+}
+
+fn syscall(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let next = cpu.in_page(op.next());
+    let rflags = cpu.rflags();
+    cpu.set(slot::RCX, next);
+    cpu.set(slot::R11, rflags);
+    cpu.rip = next;
+    cpu.halt(Stop::Syscall)
+}
+
+fn int3(cpu: &mut Cpu, op: &Op) -> Outcome {
+    cpu.rip = cpu.in_page(op.next());
+    cpu.halt(Stop::Breakpoint)
+}
+
+/// `int n`: the gate is not for ring 3; the error code names it.
+fn int(cpu: &mut Cpu, op: &Op) -> Outcome {
+    cpu.fault(vector::GP, u32::low(op.imm) * 8 + 2)
+}
+
+fn mfence(_: &mut Cpu, _: &Op) -> Outcome {
+    fence(Ordering::SeqCst);
+    Ok(Flow::Next)
+}
+
+/// Cache-line hints check their operand as a load does.
+fn touch(cpu: &mut Cpu, op: &Op) -> Outcome {
+    cpu.load::<u8>(cpu.address(op))?;
+    Ok(Flow::Next)
+}
+
+/// The guest's time-stamp counter into EDX:EAX.
+fn rdtsc(cpu: &mut Cpu, _: &Op) -> Outcome {
+    let now = time_stamp().wrapping_add(cpu.model.tsc_offset);
+    cpu.set(slot::RAX, u32::low(now));
+    cpu.set(slot::RDX, u32::low(now >> 32));
+    Ok(Flow::Next)
+}
+
+fn rdtscp(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let Some(aux) = cpu.model.tsc_aux else {
+        return cpu.halt(Stop::Unknown);
+    };
+    fence(Ordering::SeqCst);
+    cpu.set(slot::RCX, aux);
+    rdtsc(cpu, op)
+}
+
+fn cpuid(cpu: &mut Cpu, _: &Op) -> Outcome {
+    let (leaf, subleaf) = (cpu.get(slot::RAX), cpu.get(slot::RCX));
+    let Some(answer) = cpu.model.cpuid.as_ref().map(|f| f(leaf, subleaf)) else {
+        return cpu.halt(Stop::Unknown);
+    };
+    let registers = [slot::RAX, slot::RBX, slot::RCX, slot::RDX];
+    for (register, value) in registers.into_iter().zip(answer) {
+        cpu.set(register, value);
+    }
+    Ok(Flow::Next)
+}
+
+fn read_base<const SLOT: u8, W: Word>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let base = cpu.get::<u64>(SLOT);
+    cpu.set(op.dst, W::low(base));
+    Ok(Flow::Next)
+}
+
+fn write_base<const SLOT: u8, W: Word>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let base = cpu.get::<W>(op.dst).zext();
+    if !canonical(base) {
+        return cpu.fault(vector::GP, 0);
+    }
+    cpu.set(SLOT, base);
+    Ok(Flow::Next)
+}
+
+fn segment_base(i: &Instruction) -> Option<Handler> {
+    const FS: u8 = slot::FS;
+    const GS: u8 = slot::GS;
+    Some(match i.code() {
+        Code::Rdfsbase_r32 => read_base::<FS, u32>,
+        Code::Rdfsbase_r64 => read_base::<FS, u64>,
+        Code::Rdgsbase_r32 => read_base::<GS, u32>,
+        Code::Rdgsbase_r64 => read_base::<GS, u64>,
+        Code::Wrfsbase_r32 => write_base::<FS, u32>,
+        Code::Wrfsbase_r64 => write_base::<FS, u64>,
+        Code::Wrgsbase_r32 => write_base::<GS, u32>,
+        Code::Wrgsbase_r64 => write_base::<GS, u64>,
+        _ => return None,
+    })
+}
+
+fn straight(i: &Instruction, shape: Shape) -> Option<Handler> {
+    use Mnemonic as M;
+    match i.mnemonic() {
+        M::Mfence | M::Lfence | M::Sfence => Some(mfence),
+        M::Clflush | M::Clflushopt | M::Clwb if shape.form == Form::Mem => Some(touch),
+        M::Rdtsc => Some(rdtsc),
+        M::Rdtscp => Some(rdtscp),
+        M::Cpuid => Some(cpuid),
+        _ => segment_base(i),
+    }
+}
+
+/// `mov` to or from a control or debug register.
+fn moves_system_register(i: &Instruction) -> bool {
+    let system = |r: iced_x86::Register| r.is_cr() || r.is_dr();
+    i.mnemonic() == Mnemonic::Mov && (system(i.op0_register()) || system(i.op1_register()))
+}
+
+fn ending(i: &Instruction, op: &mut Op) -> Option<Handler> {
+    use Mnemonic as M;
+    match i.mnemonic() {
+        M::Syscall => Some(syscall),
+        M::Int3 => Some(int3),
+        // Vectors 3 and 4 have gates for ring 3.
+        M::Int if !matches!(i.immediate8(), 3 | 4) => {
+            op.imm = u64::from(i.immediate8());
+            Some(int)
+        }
+        M::Ud0 | M::Ud1 | M::Ud2 | M::Stac | M::Clac => Some(undefined),
+        M::Hlt
+        | M::Cli
+        | M::Sti
+        | M::In
+        | M::Out
+        | M::Insb
+        | M::Insw
+        | M::Insd
+        | M::Outsb
+        | M::Outsw
+        | M::Outsd
+        | M::Rdmsr
+        | M::Wrmsr
+        | M::Lgdt
+        | M::Lidt
+        | M::Lldt
+        | M::Ltr
+        | M::Lmsw
+        | M::Clts
+        | M::Invd
+        | M::Wbinvd
+        | M::Invlpg
+        | M::Swapgs
+        | M::Xsetbv => Some(privileged),
+        M::Mov if moves_system_register(i) => Some(privileged),
+        _ => None,
+    }
+}
+
+/// The handler for an instruction of this family.
+pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Choice {
+    if i.has_lock_prefix() {
+        return None;
+    }
+    straight(i, shape)
+        .map(|run| (run, false))
+        .or_else(|| ending(i, op).map(|run| (run, true)))
+}

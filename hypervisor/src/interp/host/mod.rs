@@ -1,0 +1,26 @@
+//! What the interpreter lets the host processor do: arithmetic with its flags,
+//! and accesses to guest memory.
+//!
+//! Law: these files hold all `unsafe` code of the interpreter. An instruction
+//! of the guest is executed by the same instruction of the host, on values
+//! (`arith`, `muldiv`, `bits`) or on memory (`memory`, `atomic`). Guest memory
+//! is touched by single assembler instructions only, so that an access is as
+//! atomic as the guest's own would be, and is never the compiler's to tear,
+//! repeat or leave out; no reference to it exists.
+
+mod arith;
+mod atomic;
+mod bits;
+mod memory;
+mod muldiv;
+mod word;
+
+pub use arith::{Arith, WideArith};
+pub use atomic::{Atomic, WideAtomic, cmpxchg16b};
+pub use bits::{BitWord, Checksum, VexWord};
+pub use memory::{FramePtr, HostPtr, Memory, copy_out, same_bytes, time_stamp};
+pub use muldiv::MulDiv;
+pub use word::Word;
+
+/// The register file: `op::slot` says what lies where.
+pub type Registers = [u64; 32];

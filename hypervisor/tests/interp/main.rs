@@ -1,0 +1,13 @@
+//! The run-ahead interpreter against the processor itself, and against the
+//! rules of paging, atomicity and self-modifying code.
+
+#![allow(missing_docs, reason = "tests")]
+
+mod atomics;
+mod code;
+mod differential;
+mod guest;
+mod machine;
+mod native;
+mod paging;
+mod random;
