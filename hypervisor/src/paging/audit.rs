@@ -77,7 +77,7 @@ impl<S: TableStore + ?Sized> Model<'_, S> {
 
     fn expect(&mut self, mfn: Mfn, t: Option<FrameType>) {
         let Some(index) = self.paging.frames.index(mfn) else {
-            return self.find(format_args!("{mfn} is referred to and no RAM"));
+            return self.find(format_args!("{mfn:?} is referred to and no RAM"));
         };
         let expected = self.frames.entry(index).or_default();
         expected.refs += 1;
@@ -149,7 +149,7 @@ impl<S: TableStore + ?Sized> Model<'_, S> {
             }
             if pte.check(level).is_err() || pte != pte.adjusted() {
                 self.find(format_args!(
-                    "{level:?} table {table} holds {pte} at {index}"
+                    "{level:?} table {table:?} holds {pte} at {index}"
                 ));
             }
             match (level.below(), self.paging.frames.low_index(pte.mfn())) {
@@ -191,28 +191,28 @@ impl<S: TableStore + ?Sized> Model<'_, S> {
         if u64::from(frame.refs()) != expected.refs {
             let (refs, counted) = (expected.refs, frame.refs());
             self.find(format_args!(
-                "{mfn} has {refs} references, counted {counted}"
+                "{mfn:?} has {refs} references, counted {counted}"
             ));
         }
         let has = frame.frame_type();
         if let Some(other) = expected.types.iter().find(|t| **t != has) {
-            self.find(format_args!("{mfn} is used as {other:?}, typed {has:?}"));
+            self.find(format_args!("{mfn:?} is used as {other:?}, typed {has:?}"));
         }
         if frame.type_count() as usize != expected.types.len() {
             let (uses, counted) = (expected.types.len(), frame.type_count());
             self.find(format_args!(
-                "{mfn} has {uses} uses as {has:?}, counted {counted}"
+                "{mfn:?} has {uses} uses as {has:?}, counted {counted}"
             ));
         }
         let usable = frame.type_count() > 0 && !self.is_doomed(mfn);
         if frame.validated() != usable {
             self.find(format_args!(
-                "{mfn} is validated without a use, or the reverse"
+                "{mfn:?} is validated without a use, or the reverse"
             ));
         }
         let free = self.paging.frames.free.iter().any(|i| *i as usize == index);
         if free != (frame.refs() == 0 && index < self.paging.frames.fresh) {
-            self.find(format_args!("{mfn} is free and referred to, or neither"));
+            self.find(format_args!("{mfn:?} is free and referred to, or neither"));
         }
     }
 }
