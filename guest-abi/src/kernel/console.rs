@@ -10,6 +10,7 @@ use super::{boot, event, hypercall, sched, time};
 use crate::{
     addr::{Mfn, Port},
     console::{XENCONS_IN_SIZE, XENCONS_OUT_SIZE, XenconsInterface},
+    xen::SIF_INITDOMAIN,
 };
 
 static RING: AtomicPtr<XenconsInterface> = AtomicPtr::new(core::ptr::null_mut());
@@ -23,6 +24,9 @@ const PATIENCE: u64 = 2_000_000_000;
 /// Finds the console ring; without one, only the hypervisor's console is written.
 pub fn attach_ring(boot: &super::Boot) {
     let info = boot.start_info();
+    if info.flags & SIF_INITDOMAIN != 0 {
+        return; // The initial domain's console is the hypervisor's.
+    }
     if let Some(pfn) = boot::mfn_to_pfn(Mfn(info.console_mfn)) {
         PORT.store(info.console_evtchn, Ordering::Relaxed);
         RING.store(boot::pfn_to_virt(pfn).0 as *mut _, Ordering::Release);

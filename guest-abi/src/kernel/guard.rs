@@ -56,14 +56,14 @@ pub(super) fn recover(frame: &mut TrapFrame, fault: Fault) -> bool {
     true
 }
 
-fn decode(raw: &Raw) -> Result<u64, Fault> {
+fn decode(raw: &Raw, function: unsafe extern "C" fn(u64, u64) -> Raw) -> Result<u64, Fault> {
     match (raw.fault & 0xffff_ffff).checked_sub(1) {
         None => Ok(raw.value),
         Some(vector) => Err(Fault {
             vector,
             error: raw.fault >> 32,
             address: GuestVirt(raw.value),
-            rip: GuestVirt(0),
+            rip: GuestVirt(function as *const () as u64),
         }),
     }
 }
@@ -74,7 +74,7 @@ fn decode(raw: &Raw) -> Result<u64, Fault> {
 /// The fault.
 pub fn read(address: GuestVirt) -> Result<u64, Fault> {
     // SAFETY: reads memory, whatever it is, or faults and says so.
-    decode(&unsafe { read_raw(address.0, 0) })
+    decode(&unsafe { read_raw(address.0, 0) }, read_raw)
 }
 
 /// Writes 8 bytes.
@@ -86,7 +86,7 @@ pub fn read(address: GuestVirt) -> Result<u64, Fault> {
 /// The fault.
 pub unsafe fn write(address: GuestVirt, value: u64) -> Result<(), Fault> {
     // SAFETY: the caller's duty.
-    decode(&unsafe { write_raw(address.0, value) }).map(drop)
+    decode(&unsafe { write_raw(address.0, value) }, write_raw).map(drop)
 }
 
 /// Swaps 8 bytes atomically; returns what was there.
@@ -98,5 +98,5 @@ pub unsafe fn write(address: GuestVirt, value: u64) -> Result<(), Fault> {
 /// The fault.
 pub unsafe fn swap(address: GuestVirt, value: u64) -> Result<u64, Fault> {
     // SAFETY: the caller's duty.
-    decode(&unsafe { swap_raw(address.0, value) })
+    decode(&unsafe { swap_raw(address.0, value) }, swap_raw)
 }

@@ -21,7 +21,8 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use guest_abi::{
-    kernel::{Boot, console, hypercall, sched, time},
+    addr::{GuestVirt, PAGE_SIZE},
+    kernel::{Boot, VIRT_BASE, boot, console, hypercall, mm, sched, time},
     xen::{CONSOLEIO_WRITE, HYPERVISOR_CONSOLE_IO},
 };
 use test_guests::Report;
@@ -69,12 +70,21 @@ fn flood_hypervisor(report: &mut Report) {
     );
 }
 
+/// Sixteen bytes, then a page that is not mapped.
 fn refuse_wild_lengths(report: &mut Report) {
+    let fresh = GuestVirt(VIRT_BASE + (1 << 30));
+    let page = mm::allocate().and_then(boot::pfn_to_mfn);
+    let (Some(root), Some(mfn)) = (mm::root(), page) else {
+        return report.check(false, &"a page of our own");
+    };
+    // SAFETY: nothing is mapped there.
+    let mapped = unsafe { mm::map(root, fresh, mm::entry(mfn, mm::PAGE_KERNEL)) };
+    report.allowed(mapped, &"a page of our own");
     for length in [u64::from(u32::MAX), u64::MAX, 1 << 31] {
         let args = [
             u64::from(CONSOLEIO_WRITE),
             length,
-            JUNK.as_ptr() as u64,
+            fresh.0 + PAGE_SIZE - 16,
             0,
             0,
         ];
