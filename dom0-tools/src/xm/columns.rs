@@ -8,16 +8,19 @@ use domus_privcmd::protocol::DomainInfo;
 /// `SHUTDOWN_crash`.
 const SHUTDOWN_CRASH: u32 = 3;
 
-/// The six letters of a domain's state: `rbpscd`, `-` where it is not so.
+/// The six letters of a domain's state: `rbpscd`, `-` where it is not so. A
+/// domain that is paused or has ended neither runs nor waits, whatever its
+/// vCPUs did last.
 #[must_use]
 pub fn state_letters(info: &DomainInfo) -> String {
     let crashed = info.shutdown == Some(SHUTDOWN_CRASH);
-    let shut_down = info.shutdown.is_some() && !crashed;
+    let ended = info.shutdown.is_some() || info.dying;
+    let goes_on = !ended && !info.paused;
     let letters = [
-        (info.running, 'r'),
-        (info.blocked, 'b'),
-        (info.paused, 'p'),
-        (shut_down, 's'),
+        (info.running && goes_on, 'r'),
+        (info.blocked && goes_on, 'b'),
+        (info.paused && !ended, 'p'),
+        (info.shutdown.is_some() && !crashed, 's'),
         (crashed, 'c'),
         (info.dying, 'd'),
     ];
@@ -175,6 +178,8 @@ mod tests {
         assert_eq!(of(|i| i.running = true), expect("r-----", "running"));
         assert_eq!(of(|i| i.blocked = true), expect("-b----", "idle"));
         assert_eq!(of(|i| i.paused = true), expect("--p---", "paused"));
+        let all = |i: &mut DomainInfo| (i.running, i.blocked, i.paused) = (true, true, true);
+        assert_eq!(of(all), expect("--p---", "paused"));
         assert_eq!(of(|i| i.shutdown = Some(0)), expect("---s--", "shutdown"));
         assert_eq!(of(|i| i.shutdown = Some(3)), expect("----c-", "crashed"));
         assert_eq!(of(|i| i.dying = true), expect("-----d", "dying"));

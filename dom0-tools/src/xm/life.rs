@@ -231,7 +231,11 @@ impl NewDomain<'_> {
     fn make(&mut self) -> Result<Record, LifeError> {
         let (dom, config) = (self.dom, self.config);
         self.go_on()?;
-        nodes::claim(&mut self.host.store, dom, self.uuid, config.name.as_str())?;
+        let Host { hypervisor, store } = &mut *self.host;
+        let name = config.name.as_str();
+        nodes::claim(store, dom, self.uuid, name, |other| {
+            lives(hypervisor, other)
+        })?;
         self.place_vcpus()?;
         let (store_port, console_port) = (self.new_port()?, self.new_port()?);
         self.go_on()?;
@@ -340,6 +344,12 @@ fn forget_record(dom: DomId, uuid: Uuid) {
     if let Some(record) = Record::load(dom).filter(|r| r.uuid == uuid) {
         record.remove();
     }
+}
+
+/// Whether a domain exists; in doubt it does.
+#[must_use]
+pub fn lives(hypervisor: &Client, dom: DomId) -> bool {
+    !matches!(hypervisor.domain_info(dom), Err(error) if error.is_no_such_domain())
 }
 
 /// Seconds since 1970.

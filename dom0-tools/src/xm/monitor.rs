@@ -286,7 +286,9 @@ impl Monitor {
         for n in 1.. {
             let name = record.config.name.preserved(n);
             let (dom, uuid) = (record.dom(), record.uuid);
-            match nodes::rename(&mut self.host.store, dom, uuid, name.as_str()) {
+            let Host { hypervisor, store } = &mut self.host;
+            let lives = |other| life::lives(hypervisor, other);
+            match nodes::rename(store, dom, uuid, name.as_str(), lives) {
                 Ok(()) => {
                     record.config.name = name;
                     break;

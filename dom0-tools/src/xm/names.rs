@@ -4,7 +4,12 @@ use clap::Parser;
 use serde_json::json;
 
 use super::{
-    Session, columns, error::XmError, host::Host, life::LifeError, nodes, output, record::Record,
+    Session, columns,
+    error::XmError,
+    host::Host,
+    life::{self, LifeError},
+    nodes, output,
+    record::Record,
     table::Subcommand,
 };
 use crate::config::name::DomainName;
@@ -100,13 +105,10 @@ impl Subcommand for Rename {
         let name = DomainName::new(self.name).map_err(|e| XmError::Failed(e.to_string()))?;
         let mut host = Host::connect()?;
         let domain = host.find_guest(&self.domain, "rename")?;
-        nodes::rename(
-            &mut host.store,
-            domain.id(),
-            domain.info.uuid,
-            name.as_str(),
-        )
-        .map_err(LifeError::Name)?;
+        let (dom, uuid) = (domain.id(), domain.info.uuid);
+        let Host { hypervisor, store } = &mut host;
+        let lives = |other| life::lives(hypervisor, other);
+        nodes::rename(store, dom, uuid, name.as_str(), lives).map_err(LifeError::Name)?;
         if let Some(mut record) = Record::load(domain.id()).filter(|r| r.uuid == domain.info.uuid) {
             record.config.name = name;
             record.save().map_err(LifeError::Record)?;

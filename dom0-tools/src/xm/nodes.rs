@@ -106,14 +106,20 @@ pub fn write_dom0(store: &mut Client) -> Result<(), Error> {
     })
 }
 
-/// Makes a domain's home with its name, which nobody else may have.
+/// Makes a domain's home with its name, which no other that `lives` may have.
 ///
 /// # Errors
 /// See [`NameError`].
-pub fn claim(store: &mut Client, dom: DomId, uuid: Uuid, name: &str) -> Result<(), NameError> {
+pub fn claim(
+    store: &mut Client,
+    dom: DomId,
+    uuid: Uuid,
+    name: &str,
+    lives: impl Fn(DomId) -> bool,
+) -> Result<(), NameError> {
     let mut taken = None;
     store.transaction(|t| {
-        taken = holder(t, name, dom)?;
+        taken = holder(t, name, dom, &lives)?;
         if taken.is_some() {
             return Ok(());
         }
@@ -139,10 +145,16 @@ pub fn claim(store: &mut Client, dom: DomId, uuid: Uuid, name: &str) -> Result<(
 ///
 /// # Errors
 /// See [`NameError`].
-pub fn rename(store: &mut Client, dom: DomId, uuid: Uuid, name: &str) -> Result<(), NameError> {
+pub fn rename(
+    store: &mut Client,
+    dom: DomId,
+    uuid: Uuid,
+    name: &str,
+    lives: impl Fn(DomId) -> bool,
+) -> Result<(), NameError> {
     let mut taken = None;
     store.transaction(|t| {
-        taken = holder(t, name, dom)?;
+        taken = holder(t, name, dom, &lives)?;
         match taken {
             None => write_name(t, dom, uuid, name),
             Some(_) => Ok(()),
@@ -167,17 +179,20 @@ fn write_name(
     t.write(&format!("{}/name", vm_path(uuid)), name)
 }
 
-/// Another domain that has this name.
-pub(super) fn holder(
+/// Another domain that has this name. One that no longer lives has none: its
+/// nodes are about to go. It is asked after its name was read, since a domain
+/// exists before it has a name.
+fn holder(
     store: &mut impl Nodes,
     name: &str,
     but: DomId,
+    lives: impl Fn(DomId) -> bool,
 ) -> Result<Option<DomId>, Error> {
     if name == DOM0_NAME {
         return Ok(Some(DomId::DOM0));
     }
     for dom in domains(store)? {
-        if dom != but && name_of(store, dom)?.as_deref() == Some(name) {
+        if dom != but && name_of(store, dom)?.as_deref() == Some(name) && lives(dom) {
             return Ok(Some(dom));
         }
     }
@@ -201,7 +216,7 @@ pub fn fill(store: &mut Client, record: &Record) -> Result<(), Error> {
 /// The store's.
 pub fn write_all(store: &mut Client, record: &Record) -> Result<(), Error> {
     let name = record.config.name.as_str();
-    match claim(store, record.dom(), record.uuid, name) {
+    match claim(store, record.dom(), record.uuid, name, |_| true) {
         Ok(()) | Err(NameError::Taken { .. }) => {}
         Err(NameError::Store(error)) => return Err(error),
     }
