@@ -6,6 +6,7 @@
 //! puts these together without touching the world.
 
 pub mod change;
+pub mod cli;
 pub mod client;
 pub mod core;
 pub mod fairness;
