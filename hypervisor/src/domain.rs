@@ -174,7 +174,7 @@ impl Domain {
             .share_low_frame(MFN_SHARED_INFO, LowAccess::ReadWrite)
             .map_err(paging_error)?;
         let cpuid = host.cpuid();
-        let vm = KvmVm::new(host.kvm(), Arc::clone(&memory), spec.vcpus, cpuid.for_kvm())?;
+        let vm = KvmVm::new(host.kvm(), Arc::clone(&memory), spec.vcpus, &cpuid)?;
         let now = host.clock.now_ns();
         let vcpus: Vec<_> = (0..spec.vcpus)
             .map(|id| Arc::new(VcpuShared::new(VcpuId(id), now)))

@@ -12,7 +12,8 @@ use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 const LEAF1_ECX: u32 = bits(&[0, 1, 9, 12, 13, 19, 20, 22, 23, 25, 26, 28, 29, 30]);
 const LEAF1_EDX: u32 = bits(&[0, 2, 4, 5, 6, 8, 15, 19, 23, 24, 25, 26]);
-/// OSXSAVE: shown from the start, or Linux chooses FXSAVE.
+const XSAVE: u32 = 1 << 26;
+/// Shown from the start where there is XSAVE, or Linux chooses FXSAVE.
 const OSXSAVE: u32 = 1 << 27;
 const HYPERVISOR: u32 = 1 << 31;
 /// FSGSBASE BMI1 AVX2 BMI2 ERMS RDSEED ADX CLFLUSHOPT CLWB SHA.
@@ -84,6 +85,17 @@ impl CpuidPolicy {
             .unwrap_or_else(|_| CpuId::new(0).expect("an empty table fits"))
     }
 
+    /// The CR4 bits that a vCPU runs with: those whose features are shown.
+    #[must_use]
+    pub fn cr4(&self) -> u64 {
+        const PAE: u64 = 1 << 5;
+        const OSFXSR: u64 = 1 << 9;
+        const OSXMMEXCPT: u64 = 1 << 10;
+        let fsgsbase = u64::from(self.lookup(7, 0).ebx & 1) << 16;
+        let osxsave = u64::from(self.lookup(1, 0).ecx >> 27 & 1) << 18;
+        PAE | OSFXSR | OSXMMEXCPT | fsgsbase | osxsave
+    }
+
     /// What `cpuid` answers to `leaf` and `subleaf`; zeros for unknown ones.
     #[must_use]
     pub fn lookup(&self, leaf: u32, subleaf: u32) -> Leaf {
@@ -107,7 +119,8 @@ fn shown(mut e: kvm_cpuid_entry2) -> Option<kvm_cpuid_entry2> {
         1 => {
             // One logical CPU, APIC id 0: an APIC is not shown.
             e.ebx = e.ebx & 0xff00 | 1 << 16;
-            e.ecx = e.ecx & LEAF1_ECX | OSXSAVE | HYPERVISOR;
+            let osxsave = if e.ecx & XSAVE != 0 { OSXSAVE } else { 0 };
+            e.ecx = e.ecx & LEAF1_ECX | osxsave | HYPERVISOR;
             e.edx &= LEAF1_EDX;
         }
         2 | 4 | 0x8000_0002..=0x8000_0006 => {}

@@ -3,6 +3,7 @@
 use super::{KvmVcpu, KvmVm, install_kick_signal, kick_signal};
 use crate::{
     cpu::{Context, Trap, reg},
+    emulate::CpuidPolicy,
     engine::{Entry, TableWrite, TableWrites},
     memory::{BASE_MFN, MachineMemory},
 };
@@ -37,8 +38,8 @@ impl TinyGuest {
     fn new(code: &[u8]) -> Self {
         let memory = Arc::new(MachineMemory::new(64).unwrap());
         let kvm = Kvm::new().expect("/dev/kvm must work for this test");
-        let cpuid = KvmVm::supported_cpuid(&kvm).unwrap();
-        let vm = KvmVm::new(&kvm, Arc::clone(&memory), 1, cpuid).unwrap();
+        let cpuid = CpuidPolicy::new(&KvmVm::supported_cpuid(&kvm).unwrap(), (4, 17), 1_000_000);
+        let vm = KvmVm::new(&kvm, Arc::clone(&memory), 1, &cpuid).unwrap();
         for (table, entry) in [(0, 0), (1, 0), (2, 2)] {
             memory.store(
                 word(table, entry),

@@ -33,8 +33,6 @@ use std::{
 
 /// CR0: PE MP ET NE WP AM PG.
 const CR0: u64 = 0x8005_0033;
-/// CR4: PAE OSFXSR OSXMMEXCPT FSGSBASE OSXSAVE.
-const CR4: u64 = 1 << 5 | 1 << 9 | 1 << 10 | 1 << 16 | 1 << 18;
 /// EFER: SCE LME LMA NXE.
 const EFER: u64 = 1 | 1 << 8 | 1 << 10 | 1 << 11;
 /// The CR3 bit that means nothing to us; flipping it makes KVM flush.
@@ -116,6 +114,7 @@ impl KvmVcpu {
     pub(super) fn new(
         fd: VcpuFd,
         id: u32,
+        cr4: u64,
         memory: Arc<MachineMemory>,
     ) -> Result<Self, EngineError> {
         let mut vcpu = KvmVcpu {
@@ -138,7 +137,7 @@ impl KvmVcpu {
             .fd
             .get_sregs()
             .map_err(EngineError::kvm("KVM_GET_SREGS"))?;
-        init_sregs(&mut sregs, id);
+        init_sregs(&mut sregs, id, cr4);
         vcpu.fd.sync_regs_mut().sregs = sregs;
         Ok(vcpu)
     }
@@ -590,9 +589,9 @@ fn data_segment(selector: u16, dpl: u8) -> kvm_segment {
     }
 }
 
-fn init_sregs(sregs: &mut kvm_sregs, id: u32) {
+fn init_sregs(sregs: &mut kvm_sregs, id: u32, cr4: u64) {
     sregs.cr0 = CR0;
-    sregs.cr4 = CR4;
+    sregs.cr4 = cr4;
     sregs.efer = EFER;
     sregs.cs = code_segment(selector::USER_CODE, 3);
     for segment in [

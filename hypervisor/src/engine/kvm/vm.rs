@@ -4,7 +4,7 @@ use super::{
     monitor::{self, HypervisorSlots},
     vcpu::KvmVcpu,
 };
-use crate::{engine::EngineError, memory::MachineMemory};
+use crate::{emulate::CpuidPolicy, engine::EngineError, memory::MachineMemory};
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
     kvm_userspace_memory_region,
@@ -18,6 +18,7 @@ pub struct KvmVm {
     fd: VmFd,
     memory: Arc<MachineMemory>,
     cpuid: CpuId,
+    cr4: u64,
     slots: HypervisorSlots,
 }
 
@@ -30,7 +31,7 @@ impl KvmVm {
         kvm: &Kvm,
         memory: Arc<MachineMemory>,
         vcpus: u32,
-        cpuid: CpuId,
+        cpuid: &CpuidPolicy,
     ) -> Result<Self, EngineError> {
         let fd = kvm.create_vm().map_err(EngineError::kvm("KVM_CREATE_VM"))?;
         if fd.check_extension(Cap::SetTssAddr) {
@@ -57,7 +58,8 @@ impl KvmVm {
         Ok(KvmVm {
             fd,
             memory,
-            cpuid,
+            cpuid: cpuid.for_kvm(),
+            cr4: cpuid.cr4(),
             slots,
         })
     }
@@ -79,7 +81,7 @@ impl KvmVm {
             .map_err(EngineError::kvm("KVM_CREATE_VCPU"))?;
         fd.set_cpuid2(&self.cpuid)
             .map_err(EngineError::kvm("KVM_SET_CPUID2"))?;
-        KvmVcpu::new(fd, id, Arc::clone(&self.memory))
+        KvmVcpu::new(fd, id, self.cr4, Arc::clone(&self.memory))
     }
 
     /// What ring-3 code can use on this host.
