@@ -7,10 +7,11 @@
 //! daemon that dies at any point finds each request either in the ring, not
 //! done, or in the journal, done:
 //!
-//! - A request that fits into the ring stays there until it is whole, even
-//!   when its first bytes have been copied already.
-//! - One that does not fit has to be taken in pieces. The pieces so far are
-//!   noted in the journal with the position that they end at.
+//! - A request is taken in the pieces that the guest puts in: Linux writes its
+//!   header first, and sends no event for the rest unless it sees the header
+//!   taken. The pieces so far are noted in the journal with the position that
+//!   they end at. For the same reason the ring is looked at once more after
+//!   the guest was shown that something was taken.
 //! - A reply is noted when it is made, and again when its turn comes to go
 //!   into the ring (`staged`). How much of it went in stands in the page, in
 //!   `rsp_prod`. As a reply is staged only when less than a ring's worth is
@@ -92,6 +93,8 @@ impl Stream {
     /// # Errors
     /// [`RingError`].
     pub fn receive(&mut self, page: &RingPage) -> Result<Option<Message>, RingError> {
+        // What the guest was shown to be taken comes before this look.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         let prod = page.req_prod();
         let present = distance(prod, self.req_cons)?;
         let mut fresh = present
@@ -112,9 +115,7 @@ impl Stream {
             self.copy_in(page, len);
             fresh -= len;
         }
-        if self.in_ring == XENSTORE_RING_SIZE {
-            self.advance();
-        }
+        self.advance();
         Ok(None)
     }
 
@@ -308,18 +309,18 @@ mod tests {
     }
 
     #[test]
-    fn a_request_in_the_ring_is_not_taken_before_it_is_whole() {
+    fn the_first_piece_of_a_request_is_taken_so_that_the_guest_sends_an_event_for_the_rest() {
         let page = page();
         let mut stream = Stream::default();
         let mut bytes = message(500).to_bytes();
         let mut rest = bytes.split_off(300);
         put(&page, &mut bytes);
         assert_eq!(stream.receive(&page), Ok(None));
-        assert!(!stream.show(&page).unwrap());
-        assert_eq!(page.req_cons(), 0);
+        assert!(stream.show(&page).unwrap());
+        assert_eq!(page.req_cons(), 300);
         put(&page, &mut rest);
         assert!(stream.receive(&page).unwrap().is_some());
-        assert_eq!(page.req_cons(), 0);
+        assert_eq!(page.req_cons(), 300);
         assert!(stream.show(&page).unwrap());
         assert_eq!(page.req_cons(), 516);
     }

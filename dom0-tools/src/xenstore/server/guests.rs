@@ -150,7 +150,11 @@ impl Server {
                 link.page.welcome();
             }
             match stream.show(&link.page) {
-                Ok(changed) if changed || greeted => self.privcmd.notify(dom),
+                Ok(changed) if changed || greeted => {
+                    self.privcmd.notify(dom);
+                    // The guest may have put in more without an event.
+                    self.awake.insert(dom);
+                }
                 Ok(_) => {}
                 Err(error) => self.break_off(dom, error),
             }
