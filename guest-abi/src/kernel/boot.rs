@@ -65,17 +65,26 @@ impl Boot {
         }
     }
 
-    /// The usual: the machine-to-phys table, the shared info page, traps,
-    /// event entry points, the console ring.
+    /// The usual: [`init_console`](Self::init_console), traps, event entry
+    /// points.
     ///
     /// # Errors
     /// The first refusal.
     pub fn init(&self) -> Result<(), Errno> {
+        self.init_console()?;
+        trap::install()?;
+        event::install()
+    }
+
+    /// What the console ring needs: the machine-to-phys table, the shared
+    /// info page with its clock, this vCPU's record.
+    ///
+    /// # Errors
+    /// The first refusal.
+    pub fn init_console(&self) -> Result<(), Errno> {
         self.find_m2p()?;
         self.map_shared_info()?;
         smp::init_boot_vcpu()?;
-        trap::install()?;
-        event::install()?;
         console::attach_ring(self);
         Ok(())
     }

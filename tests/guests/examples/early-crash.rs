@@ -4,8 +4,7 @@
 //! table. Until `set_trap_table` there is none, and an exception can go
 //! nowhere.
 //!
-//! **Scenario.** The first thing the kernel does after a line on the console
-//! is `ud2`.
+//! **Scenario.** The kernel sets up its console, says so, and executes `ud2`.
 //!
 //! **Expected.** The hypervisor crashes the domain (shutdown reason 3), as Xen
 //! does, and says why in its log; other domains and the hypervisor go on.
@@ -19,7 +18,8 @@ use guest_abi::kernel::Boot;
 
 guest_abi::pv_kernel!(main, name = "early-crash");
 
-fn main(_: &'static Boot) -> ! {
+fn main(boot: &'static Boot) -> ! {
+    boot.init_console().expect("the set-up is refused");
     test_guests::expect_crash("early-crash", "by #UD without a trap table");
     // SAFETY: an exception, as intended.
     unsafe { core::arch::asm!("ud2") };
