@@ -1,3 +1,4 @@
 //! Harness of the whole-system tests.
 
 pub mod guest;
+pub mod harness;

@@ -1,0 +1,290 @@
+//! A domain of a test, driven over its console.
+
+use std::{
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use guest_abi::addr::DomId;
+
+use super::{Installation, PATIENCE, Programs, Terminal};
+use crate::guest::{READY, prepare};
+
+/// From `xm create` to a shell on a machine that does much else.
+const BOOT_PATIENCE: Duration = Duration::from_secs(300);
+
+/// Guests with a user space at once: each wants a CPU and its memory. No test
+/// holds one and asks for a second: two such tests would wait for each other.
+const AT_ONCE: usize = 2;
+
+/// A domain's configuration.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its name.
+    pub name: String,
+    /// Its kernel.
+    pub kernel: PathBuf,
+    /// Its ramdisk.
+    pub ramdisk: Option<PathBuf>,
+    /// In MiB.
+    pub memory: u64,
+    /// Its vCPUs.
+    pub vcpus: u32,
+    /// More lines of the file.
+    pub more: String,
+}
+
+impl Config {
+    /// Debian's kernel and a shell.
+    ///
+    /// # Panics
+    /// When it can't be fetched.
+    #[must_use]
+    pub fn debian(name: &str) -> Self {
+        let guest = prepare().unwrap_or_else(|error| panic!("no guest: {error}"));
+        Self {
+            name: name.into(),
+            kernel: guest.kernel,
+            ramdisk: Some(guest.initramfs),
+            memory: 256,
+            vcpus: 1,
+            more: "extra = \"console=hvc0\"\n".into(),
+        }
+    }
+
+    /// A kernel of our own: `hello`, or one of `tests/guests`.
+    #[must_use]
+    pub fn test_kernel(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            kernel: Programs::get().kernel(name),
+            ramdisk: None,
+            memory: 32,
+            vcpus: 1,
+            more: String::new(),
+        }
+    }
+
+    /// With this much memory, in MiB.
+    #[must_use]
+    pub fn memory(mut self, mib: u64) -> Self {
+        self.memory = mib;
+        self
+    }
+
+    /// With so many vCPUs.
+    #[must_use]
+    pub fn vcpus(mut self, vcpus: u32) -> Self {
+        self.vcpus = vcpus;
+        self
+    }
+
+    /// With one more line.
+    #[must_use]
+    pub fn line(mut self, line: &str) -> Self {
+        self.more.push_str(line);
+        self.more.push('\n');
+        self
+    }
+
+    /// As a file of the installation; its path.
+    ///
+    /// # Panics
+    /// When it can't be written.
+    #[must_use]
+    pub fn write(&self, installation: &Installation) -> PathBuf {
+        let path = installation.path(&format!("{}.cfg", self.name));
+        let mut text = format!(
+            "name = \"{}\"\nkernel = \"{}\"\nmemory = {}\nvcpus = {}\n{}",
+            self.name,
+            self.kernel.display(),
+            self.memory,
+            self.vcpus,
+            self.more
+        );
+        if let Some(ramdisk) = &self.ramdisk {
+            let _ = writeln!(text, "ramdisk = \"{}\"", ramdisk.display());
+        }
+        fs::write(&path, text).expect("the test's directory can be written");
+        path
+    }
+}
+
+/// A domain and its console.
+#[derive(Debug)]
+pub struct Guest<'a> {
+    installation: &'a Installation,
+    name: String,
+    console: Terminal,
+    commands: u32,
+    _room: Option<Room>,
+}
+
+impl<'a> Guest<'a> {
+    /// Creates a domain and attaches to its console.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[track_caller]
+    #[must_use]
+    pub fn create(installation: &'a Installation, config: &Config) -> Self {
+        let room = config.ramdisk.is_some().then(Room::take);
+        let file = config.write(installation);
+        installation.xm(&[Path::new("create"), &file]).ok();
+        Self {
+            installation,
+            name: config.name.clone(),
+            console: attach(installation, &config.name),
+            commands: 0,
+            _room: room,
+        }
+    }
+
+    /// Creates a domain with Debian's kernel and waits for its shell.
+    ///
+    /// # Panics
+    /// When it does not come.
+    #[track_caller]
+    #[must_use]
+    pub fn boot(installation: &'a Installation, config: &Config) -> Self {
+        let mut guest = Self::create(installation, config);
+        guest.wait_for_shell();
+        guest
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its number now.
+    ///
+    /// # Panics
+    /// When it does not exist.
+    #[track_caller]
+    #[must_use]
+    pub fn id(&self) -> DomId {
+        let text = self.installation.xm(&["domid", &self.name]).output();
+        DomId(text.trim().parse().expect("xm domid gives a number"))
+    }
+
+    /// Waits until the user space is up and the shell answers.
+    ///
+    /// # Panics
+    /// When that does not come.
+    #[track_caller]
+    pub fn wait_for_shell(&mut self) {
+        self.wait_for(READY, BOOT_PATIENCE);
+        self.send("\n");
+        // The kernel's own messages would get between those of commands.
+        self.run("dmesg -n 1");
+    }
+
+    /// Waits for a text on the console; what came before it.
+    ///
+    /// # Panics
+    /// When it does not come: with all that came, and the logs.
+    #[track_caller]
+    pub fn wait_for(&mut self, text: &str, patience: Duration) -> String {
+        self.console.wait_for(text, patience)
+    }
+
+    /// Types.
+    ///
+    /// # Panics
+    /// When the console is gone.
+    #[track_caller]
+    pub fn send(&mut self, keys: &str) {
+        self.console.send(keys);
+    }
+
+    /// Runs a command in the guest's shell; what it printed.
+    ///
+    /// # Panics
+    /// When it fails.
+    #[track_caller]
+    pub fn run(&mut self, command: &str) -> String {
+        let (output, code) = self.try_run(command);
+        assert_eq!(code, 0, "in the guest: `{command}`\n{output}");
+        output
+    }
+
+    /// Runs a command in the guest's shell; what it printed, and its exit
+    /// code.
+    ///
+    /// # Panics
+    /// When it does not end.
+    #[track_caller]
+    pub fn try_run(&mut self, command: &str) -> (String, u32) {
+        self.commands += 1;
+        let n = self.commands;
+        // Quotes within the marks, so that the echo of what is typed is none.
+        self.send(&format!("echo '<''{n}'; {command}; echo '>''{n}' $?.\n"));
+        self.wait_for(&format!("<{n}\r\n"), PATIENCE);
+        let output = self.wait_for(&format!(">{n} "), PATIENCE);
+        let code = self.wait_for(".", PATIENCE);
+        let code = code.parse().expect("an exit code");
+        (output.replace("\r\n", "\n").trim_end().to_owned(), code)
+    }
+
+    /// Attaches to the console of the domain that has the name now: after a
+    /// restart.
+    pub fn attach_again(&mut self) {
+        self.console = attach(self.installation, &self.name);
+    }
+
+    /// Waits until `xm console` ends by itself, as it does with its domain.
+    ///
+    /// # Panics
+    /// When it does not end, or not well.
+    #[track_caller]
+    pub fn wait_for_console_end(&mut self) {
+        let status = self.console.wait_for_end();
+        assert!(status.success(), "{status}\n{}", self.transcript());
+    }
+
+    /// All that came over the console.
+    #[must_use]
+    pub fn transcript(&self) -> String {
+        self.console.transcript()
+    }
+}
+
+fn attach(installation: &Installation, name: &str) -> Terminal {
+    let mut command = installation.command(Programs::get().program("xm"));
+    command.args(["console", name]);
+    Terminal::start(command)
+}
+
+/// One of the places for a guest.
+#[derive(Debug)]
+struct Room;
+
+static TAKEN: Mutex<usize> = Mutex::new(0);
+static LEFT: Condvar = Condvar::new();
+
+impl Room {
+    fn take() -> Self {
+        let mut taken = rooms();
+        while *taken >= AT_ONCE {
+            taken = LEFT.wait(taken).unwrap_or_else(PoisonError::into_inner);
+        }
+        *taken += 1;
+        Self
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        *rooms() -= 1;
+        LEFT.notify_one();
+    }
+}
+
+fn rooms() -> MutexGuard<'static, usize> {
+    TAKEN.lock().unwrap_or_else(PoisonError::into_inner)
+}

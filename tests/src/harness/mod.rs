@@ -1,0 +1,29 @@
+//! What a whole-system test is made of.
+//!
+//! ```text
+//!   Installation   a DOMUS_RUN_DIR of its own; xm starts the services in it
+//!     Guest        a domain in it, driven over its console
+//!       Terminal   a program on a pseudo-terminal: `xm console`
+//!   Programs       what cargo built: xm, the services, the test kernels
+//! ```
+//!
+//! Law: an installation ends what it started, finds it by the environment that
+//! only its processes have, and fails the test if anything is left. Waiting is
+//! always for something that can be seen, with a deadline that a slow and busy
+//! machine keeps; what was seen until then is in the failure's message.
+
+mod domain;
+mod installation;
+mod outcome;
+mod processes;
+mod programs;
+mod terminal;
+mod wait;
+
+pub use domain::{Config, Guest};
+pub use installation::{Installation, Said};
+pub use outcome::kvm_is_usable;
+pub use processes::{Footprint, Process};
+pub use programs::Programs;
+pub use terminal::Terminal;
+pub use wait::{PATIENCE, eventually};

@@ -1,0 +1,47 @@
+//! Whether a test can run here.
+//!
+//! Law: a test that could not run has not passed. Without `/dev/kvm` a test
+//! says `SKIP`, on the terminal and in the file `$DOMUS_SKIPPED` (which
+//! `tests/run` shows at its end). Where `DOMUS_REQUIRE_KVM=1` is set, or there
+//! is a `/dev/kvm` that can't be used, that is a failure.
+
+use std::{
+    env,
+    fs::OpenOptions,
+    io::{self, Write},
+};
+
+const KVM: &str = "/dev/kvm";
+
+/// Whether domains can run. Says `SKIP` with the test's name when not.
+///
+/// # Panics
+/// When they should be able to.
+#[must_use]
+pub fn kvm_is_usable() -> bool {
+    match OpenOptions::new().read(true).write(true).open(KVM) {
+        Ok(_) => true,
+        Err(error) if may_be_missing(&error) => {
+            skip(&format!("{KVM} is missing"));
+            false
+        }
+        Err(error) => panic!("{KVM}: {error} (and a test that can't run has not passed)"),
+    }
+}
+
+fn may_be_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
+        && env::var_os("DOMUS_REQUIRE_KVM").is_none_or(|v| v != "1")
+}
+
+/// A line that `cargo test` does not swallow, and one in the file.
+fn skip(why: &str) {
+    let thread = std::thread::current();
+    let line = format!("SKIP {}: {why}\n", thread.name().unwrap_or("a test"));
+    // Not eprint!, which a test run captures.
+    let _ = io::stderr().write_all(line.as_bytes());
+    if let Some(path) = env::var_os("DOMUS_SKIPPED") {
+        let file = OpenOptions::new().create(true).append(true).open(path);
+        let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+    }
+}

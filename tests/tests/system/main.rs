@@ -1,0 +1,3 @@
+//! Whole systems: real kernels, real sockets, real processes.
+
+mod boot;
