@@ -79,6 +79,8 @@ fn serve(options: &Options) -> Result<(), Failure> {
     let mut server = Server::open(&config)?;
     tracing::info!(socket = %config.socket.display(), "serving");
     server.run()?;
+    // Ours still, as long as the lock is.
+    let _ = std::fs::remove_file(&config.socket);
     tracing::info!("stopped by a signal");
     Ok(())
 }
