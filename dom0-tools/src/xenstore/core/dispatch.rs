@@ -165,7 +165,7 @@ impl Core {
         let mut effects = Vec::new();
         if tx_id == 0 {
             if request.is_change() {
-                self.check_memory(peer, 0)?;
+                self.check_memory(peer, request.bytes())?;
             }
             let limits = &self.limits;
             let reply = self

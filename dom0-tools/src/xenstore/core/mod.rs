@@ -189,3 +189,6 @@ fn who_is(domains: &BTreeMap<DomId, Domain>, peer: PeerId) -> Who {
         target: domains.get(&dom).and_then(|domain| domain.target),
     }
 }
+
+#[cfg(test)]
+mod tests;
