@@ -359,7 +359,7 @@ impl Hypervisor {
             cpu_khz: self.host.clock.khz(),
             total_pages,
             free_pages,
-            engine: "kvm".into(),
+            engine: self.host.engine(),
             pid: std::process::id(),
             uptime_ns: self.host.clock.now_ns(),
         }

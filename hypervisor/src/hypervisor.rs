@@ -9,7 +9,7 @@ use crate::{
     emulate::CpuidPolicy,
     engine::{
         EngineError,
-        kvm::{KvmVm, install_kick_signal},
+        kvm::{KvmVm, Traits, install_kick_signal, probe},
     },
     events::{DomainKey, EventChannels, EventDomains, Limits, NotifierSink},
     grants::{GrantDomains, GrantTable},
@@ -57,6 +57,17 @@ pub enum StartError {
     Signal(nix::Error),
 }
 
+/// Whether vCPUs interpret the guest's next instructions after a trap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum RunAheadChoice {
+    /// Where a trial at the start shows that traps are slow.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
+}
+
 /// A domain as others reach it.
 struct Peer {
     events: Weak<EventChannels>,
@@ -76,6 +87,8 @@ pub struct Host {
     /// What domains may know of each other.
     peers: Mutex<HashMap<DomId, Peer>>,
     wall: WallTime,
+    traits: Traits,
+    run_ahead: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -83,7 +96,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Host {
-    fn new() -> Result<Self, StartError> {
+    fn new(run_ahead: RunAheadChoice) -> Result<Self, StartError> {
         let kvm = open_kvm()?;
         let khz = tsc_khz(&kvm).unwrap_or_else(measure_tsc_khz);
         let clock = TscClock::start(khz);
@@ -98,16 +111,45 @@ impl Host {
             shared_virqs: true,
         };
         let dom0 = EventChannels::new(key, limits, Arc::clone(&notifiers) as _);
+        let host_cpuid = KvmVm::supported_cpuid(&kvm)?;
+        let traits = probe(
+            &kvm,
+            &CpuidPolicy::new(&host_cpuid, version::XEN_VERSION, khz),
+        )?;
+        let run_ahead = match run_ahead {
+            RunAheadChoice::On => true,
+            RunAheadChoice::Off => false,
+            RunAheadChoice::Auto => traits.traps_are_slow(),
+        };
         Ok(Host {
             console: Console::default(),
             clock,
-            host_cpuid: KvmVm::supported_cpuid(&kvm)?,
+            host_cpuid,
+            traits,
+            run_ahead,
             kvm,
             dom0,
             notifiers,
             peers: Mutex::default(),
             wall: WallTime::from_host(clock.now_ns()),
         })
+    }
+
+    /// Whether vCPUs interpret on after a trap.
+    #[must_use]
+    pub fn run_ahead(&self) -> bool {
+        self.run_ahead
+    }
+
+    /// The CPU engine, for people.
+    #[must_use]
+    pub fn engine(&self) -> String {
+        let ahead = if self.run_ahead {
+            " with run-ahead"
+        } else {
+            ""
+        };
+        format!("kvm{ahead}, {} us a trap", self.traits.trap.as_micros())
     }
 
     /// The KVM device.
@@ -238,15 +280,16 @@ impl Hypervisor {
     ///
     /// # Errors
     /// [`StartError`], which says what to do about it.
-    pub fn new() -> Result<Self, StartError> {
+    pub fn new(run_ahead: RunAheadChoice) -> Result<Self, StartError> {
         install_kick_signal().map_err(StartError::Signal)?;
-        let host = Arc::new(Host::new()?);
+        let host = Arc::new(Host::new(run_ahead)?);
         host.console.print(&format!(
-            "Domus {}: Xen {}.{} PV interface, TSC {} kHz",
+            "Domus {}: Xen {}.{} PV interface, TSC {} kHz, engine {}",
             env!("CARGO_PKG_VERSION"),
             version::XEN_VERSION.0,
             version::XEN_VERSION.1,
-            host.clock.khz()
+            host.clock.khz(),
+            host.engine()
         ));
         Ok(Hypervisor {
             host,

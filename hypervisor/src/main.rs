@@ -3,7 +3,7 @@
 
 use clap::Parser;
 use hypervisor::{
-    hypervisor::Hypervisor,
+    hypervisor::{Hypervisor, RunAheadChoice},
     privcmd::{Limits, Server},
 };
 use nix::sys::signal::{SigSet, Signal};
@@ -19,6 +19,16 @@ struct Arguments {
     /// Where the control domain's processes connect
     #[arg(long, value_name = "PATH", default_value = "/run/domus/privcmd.sock")]
     socket: PathBuf,
+
+    /// After a trap, interpret the guest's next instructions in this process
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto",
+        env = "DOMUS_RUN_AHEAD"
+    )]
+    run_ahead: RunAheadChoice,
 }
 
 fn main() -> ExitCode {
@@ -43,7 +53,7 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     // Blocked before any thread exists, so that only this one takes them.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block()?;
-    let hypervisor = Arc::new(Hypervisor::new()?);
+    let hypervisor = Arc::new(Hypervisor::new(arguments.run_ahead)?);
     let server = Server::start(
         &arguments.socket,
         Arc::clone(&hypervisor) as _,

@@ -11,6 +11,7 @@ use crate::{
         kvm::{HypervisorSlots, MFN_GRANTS, MFN_SHARED_INFO, MFN_TABLES},
     },
     grants::{FrameRefused, GrantMemory},
+    interp::{Frame, FramePtr, FrameUse, GuestPhys},
     memory::{BASE_MFN, MachineMemory},
     paging::{FrameType, LowAccess, Paging, TableStore},
     shared_words::SharedWords,
@@ -19,6 +20,7 @@ use crate::{
 use guest_abi::addr::{DomId, MachineAddr, Mfn, VcpuId};
 use std::{
     cell::{Cell, RefCell},
+    ptr::NonNull,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
@@ -50,9 +52,9 @@ pub struct Space {
     vcpus: Vec<Arc<VcpuShared>>,
     slots: HypervisorSlots,
     notes: FrameNotes,
-    /// Page-table words that operations off the domain's vCPUs left for a
-    /// vCPU to repeat.
-    deferred: Mutex<TableWrites>,
+    /// Changes with each whole flush: what an interpreter has cached of an
+    /// earlier number is stale.
+    epoch: AtomicU64,
     /// Grant table frames handed out.
     grant_frames: AtomicU64,
 }
@@ -83,7 +85,7 @@ impl Space {
             vcpus,
             slots,
             notes: FrameNotes(notes),
-            deferred: Mutex::default(),
+            epoch: AtomicU64::new(0),
             grant_frames: AtomicU64::new(0),
         }
     }
@@ -113,15 +115,19 @@ impl Space {
         }
     }
 
-    /// Makes all vCPUs but `but` drop their cached translations before they
-    /// run on; on return none of them runs with old ones.
-    pub fn shoot_down(&self, but: Option<VcpuId>) {
+    /// Makes all vCPUs but `but` drop their cached translations, and repeat
+    /// `words` from inside the VM, before they run on; on return none of them
+    /// runs with old ones.
+    pub fn shoot_down(&self, but: Option<VcpuId>, words: &[TableWrite]) {
         let others = || {
             self.vcpus
                 .iter()
                 .filter(|vcpu| Some(vcpu.id) != but && vcpu.has_thread())
         };
-        others().for_each(|vcpu| vcpu.request(request::FLUSH));
+        for vcpu in others() {
+            vcpu.defer(words);
+            vcpu.request(request::FLUSH);
+        }
         others().for_each(|vcpu| vcpu.wait_for(request::FLUSH));
     }
 
@@ -136,22 +142,16 @@ impl Space {
         let result = op(&mut self.lock_mm(), &tables);
         let writes = writes.into_inner();
         if !writes.is_empty() {
-            let mut deferred = lock(&self.deferred);
-            writes.words().iter().for_each(|word| deferred.push(*word));
-            drop(deferred);
-            self.shoot_down(None);
+            self.shoot_down(None, writes.words());
         }
         result
     }
 
-    /// Takes what [`foreign_update`](Self::foreign_update) left.
-    pub fn take_deferred(&self, into: &RefCell<TableWrites>) {
-        let mut deferred = lock(&self.deferred);
-        deferred
-            .words()
-            .iter()
-            .for_each(|word| into.borrow_mut().push(*word));
-        deferred.clear();
+    fn is_grant_frame(&self, mfn: Mfn) -> bool {
+        let used = self.grant_frames.load(Ordering::Relaxed);
+        mfn.checked_offset_from(MFN_GRANTS)
+            .is_some_and(|index| index < used)
+            && mfn < MFN_TABLES
     }
 
     /// Pages that it has.
@@ -167,6 +167,7 @@ impl Space {
             let _ = self.memory.clear_frame(mfn);
         }
         self.note_written(mfn);
+        self.epoch.fetch_add(1, Ordering::SeqCst);
     }
 }
 
@@ -182,6 +183,37 @@ impl SharedWords for MachineMemory {
     }
     fn with_u64(&self, at: MachineAddr, op: &mut dyn FnMut(&AtomicU64)) {
         self.atomic(at, op);
+    }
+}
+
+impl GuestPhys for Space {
+    fn frame(&self, mfn: Mfn) -> Option<Frame> {
+        let usage = if self.memory.is_ram(mfn) {
+            FrameUse::Write
+        } else if (MFN_TABLES.0..BASE_MFN.0).contains(&mfn.0) {
+            FrameUse::Walk
+        } else if mfn >= BASE_MFN {
+            FrameUse::Read
+        } else if mfn == MFN_SHARED_INFO || self.is_grant_frame(mfn) {
+            FrameUse::Write
+        } else {
+            return None;
+        };
+        let slice = self.memory.slice(mfn.addr()?, 4096)?;
+        let ptr = NonNull::new(slice.ptr_guard_mut().as_ptr())?;
+        // SAFETY: the frame lies in an area that is mapped for as long as
+        // `self.memory` lives, which the interpreter keeps alive with `self`;
+        // guest memory is only accessed by volatile and atomic accesses.
+        let ptr = unsafe { FramePtr::new(ptr) };
+        Some(Frame { ptr, usage })
+    }
+
+    fn wrote(&self, mfn: Mfn) {
+        self.note_written(mfn);
+    }
+
+    fn translation_epoch(&self) -> u64 {
+        self.epoch.load(Ordering::SeqCst)
     }
 }
 
@@ -305,10 +337,14 @@ impl TableStore for Tables<'_> {
     }
 
     fn flush_writable(&self, _frame: Mfn) {
-        if let Some((_, flush)) = self.writes {
-            flush.set(true);
-        }
-        self.space.shoot_down(self.vcpu);
+        self.space.epoch.fetch_add(1, Ordering::SeqCst);
+        let Some((writes, flush)) = self.writes else {
+            return self.space.shoot_down(self.vcpu, &[]);
+        };
+        flush.set(true);
+        // A shadow of an old entry on another vCPU must go too, not only what
+        // its TLB holds.
+        self.space.shoot_down(self.vcpu, writes.borrow().words());
     }
 
     fn table_promoted(&self, frame: Mfn) {

@@ -71,6 +71,12 @@ impl TableWrites {
     pub fn words(&self) -> &[TableWrite] {
         &self.words
     }
+    /// Leaves each word in the queue once.
+    pub fn sort(&mut self) {
+        self.words
+            .sort_unstable_by_key(|write| (write.addr.0, write.forget_frame));
+        self.words.dedup();
+    }
     /// Forgets all.
     pub fn clear(&mut self) {
         self.words.clear();

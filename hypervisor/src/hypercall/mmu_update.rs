@@ -115,7 +115,7 @@ pub(super) fn update_va_mapping(vcpu: &mut Vcpu, va: GuestVirt, entry: u64, flag
     // UVMF_LOCAL is 0; anything else is UVMF_ALL or the address of a bitmap of
     // vCPUs. Flushing more vCPUs than asked for is always right.
     if everywhere != UVMF_LOCAL {
-        vcpu.domain.space.shoot_down(Some(vcpu.shared.id));
+        vcpu.flush_everywhere();
     }
     OK
 }

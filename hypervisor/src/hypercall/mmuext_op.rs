@@ -72,8 +72,7 @@ fn one(vcpu: &mut Vcpu, operation: &MmuextOp) -> Result<(), Errno> {
         }
         // Flushing more vCPUs than the bitmap names is always right.
         MMUEXT_TLB_FLUSH_MULTI | MMUEXT_INVLPG_MULTI | MMUEXT_TLB_FLUSH_ALL | MMUEXT_INVLPG_ALL => {
-            vcpu.flush();
-            vcpu.domain.space.shoot_down(Some(id));
+            vcpu.flush_everywhere();
             Ok(())
         }
         // A guest without devices has no cache to flush: Xen refuses too.

@@ -7,6 +7,7 @@ mod access;
 mod bounce;
 mod clock;
 mod run;
+mod run_ahead;
 mod shared;
 mod state;
 mod trap;
@@ -14,6 +15,7 @@ mod trap;
 pub use access::VcpuAccess;
 pub use clock::{TimeState, VcpuTime};
 pub use run::start;
+pub use run_ahead::RunAhead;
 pub use shared::{VcpuShared, request};
 pub use state::{GuestState, Handler, canonical_or_zero};
 
@@ -76,6 +78,9 @@ pub struct Vcpu {
     engine: KvmVcpu,
     writes: RefCell<TableWrites>,
     flush: Cell<bool>,
+    ahead: Option<RunAhead>,
+    /// The interpreter's cached translations are to be dropped.
+    flush_ahead: Cell<bool>,
     /// The last spurious page fault: rip, cr2, and how often.
     spurious: (u64, u64, u32),
 }
@@ -104,6 +109,16 @@ impl Vcpu {
     /// Drops cached translations at the next entry.
     pub fn flush(&self) {
         self.flush.set(true);
+        self.flush_ahead.set(true);
+    }
+
+    /// Drops cached translations of all vCPUs: on return no other one runs
+    /// with old ones, and this one will not.
+    pub fn flush_everywhere(&self) {
+        self.flush();
+        self.domain
+            .space
+            .shoot_down(Some(self.shared.id), self.writes.borrow().words());
     }
 
     /// Guest memory under the root in use.

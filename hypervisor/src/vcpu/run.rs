@@ -1,6 +1,6 @@
 //! The vCPU's thread: wait, deliver, run, handle, again.
 
-use super::{Crash, GuestState, Vcpu, VcpuShared, VcpuTime, Wait, request};
+use super::{Crash, GuestState, RunAhead, Vcpu, VcpuShared, VcpuTime, Wait, request};
 use crate::{
     cpu::reg,
     domain::Domain,
@@ -53,6 +53,10 @@ pub fn start(domain: &Arc<Domain>, id: VcpuId) -> Result<(), EngineError> {
 
 impl Vcpu {
     fn new(domain: Arc<Domain>, shared: Arc<VcpuShared>, engine: KvmVcpu) -> Self {
+        let ahead = domain
+            .host
+            .run_ahead()
+            .then(|| RunAhead::new(Arc::clone(&domain.space), domain.cpuid.clone()));
         Vcpu {
             state: GuestState::new(),
             time: VcpuTime::new(&domain, shared.id),
@@ -63,6 +67,8 @@ impl Vcpu {
             engine,
             writes: Default::default(),
             flush: true.into(),
+            ahead,
+            flush_ahead: true.into(),
             spurious: (0, 0, 0),
         }
     }
@@ -94,7 +100,8 @@ impl Vcpu {
         }
         self.shared.set_thread(None);
         let counts = self.engine.counts();
-        tracing::debug!(domain = self.domain.id.0, vcpu = self.shared.id.0, %counts, "vCPU ends");
+        let ahead = self.ahead.as_ref().map(RunAhead::counts);
+        tracing::info!(domain = self.domain.id.0, vcpu = self.shared.id.0, %counts, ?ahead, "vCPU ends");
     }
 
     /// Run state as others set it; whether the vCPU may run.
@@ -135,7 +142,7 @@ impl Vcpu {
     fn serve(&mut self, requests: u32) {
         if requests & (request::FLUSH | request::STATE) != 0 {
             self.flush();
-            self.domain.space.take_deferred(&self.writes);
+            self.shared.take_deferred(self.writes.get_mut());
         }
         if requests & request::POLL != 0 {
             self.end_poll();
@@ -177,6 +184,10 @@ impl Vcpu {
         self.publish_time();
         if !self.shared.enter_guest() {
             return Ok(());
+        }
+        if let Some(trap) = self.run_ahead() {
+            self.shared.leave_guest();
+            return self.handle(trap);
         }
         let mut entry = Entry {
             root: self.state.root(),

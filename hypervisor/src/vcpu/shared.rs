@@ -7,6 +7,7 @@
 //! either the vCPU sees the bit or the other side sees it in the guest.
 
 use super::TimeState;
+use crate::engine::{TableWrite, TableWrites};
 use guest_abi::{addr::VcpuId, arch_x86::VcpuGuestContext};
 use nix::sys::pthread::{Pthread, pthread_kill};
 use std::{
@@ -37,6 +38,11 @@ pub struct VcpuShared {
     /// Its number.
     pub id: VcpuId,
     requests: AtomicU32,
+    /// Some request waits: what an interpreter looks at.
+    interrupt: AtomicBool,
+    /// Page-table words that other vCPUs changed, to be carried out by this
+    /// one before it runs on.
+    deferred: Mutex<TableWrites>,
     in_guest: AtomicBool,
     /// A thread exists or is being made.
     pub(super) claimed: AtomicBool,
@@ -67,6 +73,8 @@ impl VcpuShared {
         VcpuShared {
             id,
             requests: AtomicU32::new(0),
+            interrupt: AtomicBool::new(false),
+            deferred: Mutex::default(),
             in_guest: AtomicBool::new(false),
             claimed: AtomicBool::new(false),
             active: AtomicBool::new(false),
@@ -86,6 +94,7 @@ impl VcpuShared {
     /// Sets request bits and sees to it that the vCPU looks at them.
     pub fn request(&self, bits: u32) {
         self.requests.fetch_or(bits, SeqCst);
+        self.interrupt.store(true, SeqCst);
         if self.in_guest.load(SeqCst) {
             if let Some(thread) = *lock(&self.thread) {
                 let _ = pthread_kill(thread, crate::engine::kvm::kick_signal());
@@ -98,7 +107,27 @@ impl VcpuShared {
 
     /// Takes all request bits.
     pub fn take_requests(&self) -> u32 {
+        self.interrupt.store(false, SeqCst);
         self.requests.swap(0, SeqCst)
+    }
+
+    /// Set while a request waits (and now and then when none does).
+    #[must_use]
+    pub fn interrupt(&self) -> &AtomicBool {
+        &self.interrupt
+    }
+
+    /// Hands page-table words over, to be carried out before this vCPU runs on.
+    pub fn defer(&self, words: &[TableWrite]) {
+        let mut deferred = lock(&self.deferred);
+        words.iter().for_each(|word| deferred.push(*word));
+    }
+
+    /// Takes what was handed over.
+    pub fn take_deferred(&self, into: &mut TableWrites) {
+        let mut deferred = lock(&self.deferred);
+        deferred.words().iter().for_each(|word| into.push(*word));
+        deferred.clear();
     }
 
     /// Whether some request waits.

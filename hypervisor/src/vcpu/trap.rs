@@ -5,11 +5,12 @@ use super::{Crash, Handler, Vcpu};
 use crate::{
     cpu::{Trap, reg},
     emulate::privileged::{self, MAX_FETCH, Outcome},
+    engine::TableWrite,
     guest_access::GuestAccess,
     hypercall,
     paging::{PtWrite, PtWriteOutcome},
 };
-use guest_abi::addr::GuestVirt;
+use guest_abi::addr::{GuestVirt, MachineAddr};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind};
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -178,29 +179,32 @@ impl Vcpu {
         };
         self.spurious = (rip, cr2.0, count);
         self.flush();
-        if count > MAX_SPURIOUS {
-            // KVM holds an older view of a table than memory has: make it read all anew.
-            self.forget_tables_of(cr2);
-        }
+        self.repeat_entry(cr2, count > MAX_SPURIOUS);
         if count > 4 * MAX_SPURIOUS {
             return Err(Crash::EndlessFault(cr2.0));
         }
         Ok(())
     }
 
-    /// Repeats, from inside the VM, the words that lead to `va`.
-    fn forget_tables_of(&self, va: GuestVirt) {
-        use crate::engine::TableWrite;
+    /// Repeats, from inside the VM, the entry that maps `va`: a KVM that
+    /// shadows tables may hold an older one than memory does. With `all` it
+    /// forgets the whole table.
+    fn repeat_entry(&self, va: GuestVirt, all: bool) {
         let slot = self
             .lock_mm()
             .l1_slot(&self.tables(), self.state.root(), va);
-        if let Some(addr) = slot.and_then(|slot| slot.table.addr()) {
+        let Some(base) = slot.and_then(|slot| slot.table.addr()) else {
+            return;
+        };
+        let index = slot.map_or(0, |slot| slot.index) as u64;
+        if all {
             tracing::warn!(domain = self.domain.id.0, %va, "stale shadow page table dropped");
-            self.writes.borrow_mut().push(TableWrite {
-                addr,
-                forget_frame: true,
-            });
         }
+        let addr = MachineAddr(base.0 + index * 8);
+        self.writes.borrow_mut().push(TableWrite {
+            addr,
+            forget_frame: all,
+        });
     }
 
     /// Does the store of a kernel that writes a page table natively. `false`

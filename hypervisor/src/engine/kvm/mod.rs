@@ -9,6 +9,7 @@
 
 mod layout;
 mod monitor;
+mod probe;
 mod vcpu;
 mod vm;
 
@@ -17,5 +18,6 @@ mod tests;
 
 pub use layout::{M2P, MFN_GRANTS, MFN_SHARED_INFO, MFN_TABLES};
 pub use monitor::{HypervisorSlots, MAX_VCPUS};
+pub use probe::{Traits, probe};
 pub use vcpu::{KvmVcpu, install_kick_signal, kick_signal};
 pub use vm::KvmVm;

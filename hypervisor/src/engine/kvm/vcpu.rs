@@ -390,10 +390,11 @@ impl KvmVcpu {
 
     /// More words than one list holds: batches that come back to us.
     fn carry_out_surplus(&mut self, entry: &mut Entry<'_>) -> Result<(), EngineError> {
-        let words = entry.writes.words();
-        if words.len() <= at::ENTRY_WRITES {
+        if entry.writes.words().len() <= at::ENTRY_WRITES {
             return Ok(());
         }
+        entry.writes.sort();
+        let words = entry.writes.words();
         let keep = words.len() % at::ENTRY_WRITES;
         let surplus = words[..words.len() - keep].to_vec();
         let rest = words[words.len() - keep..].to_vec();

@@ -1,0 +1,145 @@
+//! Run-ahead: after a trap, the process interprets the guest's next
+//! instructions itself while the next trap is likely to be near.
+//!
+//! Where a trap costs as much as several thousand interpreted instructions,
+//! and traps come in bursts, staying here is quicker than going back into the
+//! VM. How far to go is learnt for each place in the guest: a place from which
+//! the next trap was not reached gets a smaller budget the next time, and an
+//! occasional new try.
+//!
+//! Law: the interpreter runs as the guest does: between
+//! [`enter_guest`](super::VcpuShared::enter_guest) and
+//! [`leave_guest`](super::VcpuShared::leave_guest), with requests as its
+//! interrupt. Page-table words that are queued for the VM wait until the next
+//! entry; for other vCPUs they are handed over with each flush.
+
+use super::Vcpu;
+use crate::{
+    cpu::{Context, Trap, reg},
+    emulate::CpuidPolicy,
+    interp::{Counts, Exit, Interpreter},
+    space::Space,
+};
+use std::sync::Arc;
+
+/// Instructions worth one trap: what a trap costs, about.
+const FULL: u64 = 8000;
+/// Places that are told apart.
+const PLACES: usize = 4096;
+/// After so many visits, a place that was given up is tried again.
+const RETRY: u8 = 24;
+/// With more words than this queued the VM is entered, which carries them out.
+const MAX_QUEUED: usize = 2048;
+
+/// What is known of one place.
+#[derive(Debug, Clone, Copy, Default)]
+struct Place {
+    /// Misses in a row, up to 3.
+    misses: u8,
+    /// Visits since it was given up.
+    skipped: u8,
+}
+
+/// The interpreter of a vCPU and what it has learnt.
+pub struct RunAhead {
+    interpreter: Interpreter,
+    places: Box<[Place; PLACES]>,
+}
+
+impl RunAhead {
+    /// An interpreter for a vCPU of the domain with this memory.
+    #[must_use]
+    pub fn new(space: Arc<Space>, cpuid: CpuidPolicy) -> Self {
+        let mut interpreter = Interpreter::new(space);
+        interpreter.model().cpuid = Some(Box::new(move |leaf, subleaf| {
+            let leaf = cpuid.lookup(leaf, subleaf);
+            [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+        }));
+        RunAhead {
+            interpreter,
+            places: Box::new([Place::default(); PLACES]),
+        }
+    }
+
+    /// What the interpreter did.
+    #[must_use]
+    pub fn counts(&self) -> Counts {
+        self.interpreter.counts()
+    }
+
+    /// Drops cached translations.
+    pub fn flush(&mut self) {
+        self.interpreter.flush_all();
+    }
+
+    /// The stack's depth tells callers of one function apart.
+    fn place(context: &Context) -> usize {
+        let mixed = context.rip.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            ^ (context.gpr[reg::RSP] & 0x3fff) << 40;
+        usize::try_from(mixed.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 52).unwrap_or(0) % PLACES
+    }
+
+    fn budget(&mut self, place: usize) -> u64 {
+        let known = &mut self.places[place];
+        match known.misses {
+            0 => FULL,
+            1 => FULL / 2,
+            2 => FULL / 8,
+            _ if known.skipped >= RETRY => {
+                known.skipped = 0;
+                FULL
+            }
+            _ => {
+                known.skipped += 1;
+                0
+            }
+        }
+    }
+
+    fn learn(&mut self, place: usize, reached: bool) {
+        let known = &mut self.places[place];
+        known.misses = if reached {
+            0
+        } else {
+            (known.misses + 1).min(3)
+        };
+    }
+}
+
+impl Vcpu {
+    /// Interprets on from here; the trap that was reached, or `None` when the
+    /// VM shall go on.
+    pub(super) fn run_ahead(&mut self) -> Option<Trap> {
+        let root = self.state.root();
+        let ahead = self.ahead.as_mut()?;
+        if self.writes.get_mut().words().len() > MAX_QUEUED {
+            return None;
+        }
+        if self.flush_ahead.replace(false) {
+            ahead.flush();
+        }
+        let place = RunAhead::place(&self.state.context);
+        let budget = ahead.budget(place);
+        if budget == 0 {
+            return None;
+        }
+        let exit = ahead.interpreter.run(
+            &mut self.state.context,
+            root,
+            budget,
+            self.shared.interrupt(),
+        );
+        match exit {
+            Exit::Trap(trap) => {
+                ahead.learn(place, true);
+                Some(trap)
+            }
+            Exit::Interrupted => Some(Trap::Kick),
+            Exit::Budget => {
+                ahead.learn(place, false);
+                None
+            }
+            Exit::Unknown => None,
+        }
+    }
+}
