@@ -27,6 +27,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use std::{
     os::fd::{AsFd, OwnedFd},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -34,6 +35,8 @@ use zerocopy::{FromZeros, IntoBytes};
 const CONSOLE_CHUNK: usize = 64 << 10;
 /// Domains in one reply.
 const LIST_CHUNK: usize = 1024;
+/// How long a vCPU's thread may take to leave the guest.
+const CONTEXT_PATIENCE: Duration = Duration::from_secs(2);
 
 fn failure(errno: Errno, why: impl Into<String>) -> Failure {
     Failure {
@@ -151,6 +154,7 @@ impl Hypervisor {
                 Ok(Answer::DONE)
             }
             Request::SetVcpuContext { dom, vcpu, context } => self.set_context(dom, vcpu, &context),
+            Request::GetVcpuContext { dom, vcpu } => self.vcpu_context(dom, vcpu),
             Request::PopulatePhysmap {
                 dom,
                 first_pfn,
@@ -288,6 +292,18 @@ impl Hypervisor {
         })?;
         domain.vcpus[index].set_online(true);
         Ok(Answer::DONE)
+    }
+
+    fn vcpu_context(&self, dom: u16, vcpu: u32) -> Result<Answer> {
+        let domain = self.living(dom)?;
+        let index = vcpu_index(&domain, vcpu)?;
+        let context = domain.vcpus[index]
+            .context(CONTEXT_PATIENCE)
+            .ok_or_else(|| {
+                let why = format!("vCPU {vcpu} of domain {dom} has no registers to show");
+                failure(Errno::ENODATA, why)
+            })?;
+        Ok(Reply::VcpuContext(context.as_bytes().to_vec()).into())
     }
 
     fn vcpu_info(&self, dom: u16, vcpu: u32) -> Result<Answer> {

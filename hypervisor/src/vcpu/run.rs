@@ -147,6 +147,9 @@ impl Vcpu {
         if requests & request::POLL != 0 {
             self.end_poll();
         }
+        if requests & request::SAVE != 0 {
+            self.shared.give_context(self.state.save());
+        }
         if self.time.fire(&self.shared) {
             self.end_poll();
         }

@@ -30,6 +30,8 @@ pub mod request {
     pub const TIMER: u32 = 8;
     /// A poll ended.
     pub const POLL: u32 = 16;
+    /// Somebody wants to see the registers.
+    pub const SAVE: u32 = 32;
 }
 
 /// The shared half of a vCPU.
@@ -60,6 +62,11 @@ pub struct VcpuShared {
     cpu_time_ns: AtomicU64,
     affinity: Mutex<Vec<u32>>,
     time: Mutex<TimeState>,
+    /// Held by who waits for the registers.
+    asking: Mutex<()>,
+    /// The registers, as the thread gave them last.
+    saved: Mutex<Option<Box<VcpuGuestContext>>>,
+    given: Condvar,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -88,6 +95,9 @@ impl VcpuShared {
             cpu_time_ns: AtomicU64::new(0),
             affinity: Mutex::new(Vec::new()),
             time: Mutex::new(TimeState::new(now)),
+            asking: Mutex::new(()),
+            saved: Mutex::new(None),
+            given: Condvar::new(),
         }
     }
 
@@ -258,6 +268,31 @@ impl VcpuShared {
         lock(&self.initial).take()
     }
 
+    /// The registers, asked of the thread, which leaves the guest for that; of
+    /// a vCPU that never ran, those that it will start with. `None` if it has
+    /// none, or if the thread does not answer within `patience`.
+    #[must_use]
+    pub fn context(&self, patience: Duration) -> Option<Box<VcpuGuestContext>> {
+        let _one_at_a_time = lock(&self.asking);
+        if !self.has_thread() {
+            return lock(&self.initial).clone();
+        }
+        *lock(&self.saved) = None;
+        self.request(request::SAVE);
+        let waiting = |saved: &mut Option<_>| saved.is_none();
+        self.given
+            .wait_timeout_while(lock(&self.saved), patience, waiting)
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .take()
+    }
+
+    /// The thread's answer to [`request::SAVE`].
+    pub fn give_context(&self, context: Box<VcpuGuestContext>) {
+        *lock(&self.saved) = Some(context);
+        self.given.notify_all();
+    }
+
     /// CPU time used, in ns.
     #[must_use]
     pub fn cpu_time_ns(&self) -> u64 {
@@ -291,4 +326,48 @@ fn thread_cpu_time(thread: Pthread) -> u64 {
         let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);
         seconds * 1_000_000_000 + u64::try_from(time.tv_nsec()).unwrap_or(0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use guest_abi::addr::VcpuId;
+    use nix::sys::pthread::pthread_self;
+    use std::sync::Arc;
+    use zerocopy::FromZeros;
+
+    fn context(rip: u64) -> Box<VcpuGuestContext> {
+        let mut context = Box::new(VcpuGuestContext::new_zeroed());
+        context.user_regs.rip = rip;
+        context
+    }
+
+    #[test]
+    fn registers_of_a_vcpu_that_never_ran_are_its_first_ones() {
+        let vcpu = VcpuShared::new(VcpuId(0), 0);
+        assert!(vcpu.context(Duration::ZERO).is_none());
+        vcpu.set_initial(context(7));
+        let seen = vcpu.context(Duration::ZERO).unwrap();
+        assert_eq!(seen.user_regs.rip, 7);
+        assert!(vcpu.take_initial().is_some(), "it is still there");
+    }
+
+    #[test]
+    fn registers_of_a_vcpu_with_a_thread_are_the_threads() {
+        let vcpu = Arc::new(VcpuShared::new(VcpuId(0), 0));
+        vcpu.set_thread(Some(pthread_self()));
+        assert!(
+            vcpu.context(Duration::from_millis(1)).is_none(),
+            "no answer"
+        );
+        vcpu.take_requests();
+        let asking = Arc::clone(&vcpu);
+        let asker = std::thread::spawn(move || asking.context(Duration::from_secs(60)));
+        while vcpu.take_requests() & request::SAVE == 0 {
+            std::thread::yield_now();
+        }
+        vcpu.give_context(context(9));
+        assert_eq!(asker.join().unwrap().unwrap().user_regs.rip, 9);
+        vcpu.set_thread(None);
+    }
 }

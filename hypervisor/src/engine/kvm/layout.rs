@@ -3,7 +3,7 @@
 //! ```text
 //! machine frames (low area)              virtual, L4 slot 258 (supervisor only)
 //! 0         never mapped                 MONITOR + 0x0000   stubs, one per vector
-//! 1         shared_info                  MONITOR + 0x1000   IDT
+//!                                        MONITOR + 0x1000   IDT
 //! 2         ring-0 stubs, entry routine  MONITOR + 0x2000   GDT
 //! 3         IDT                          MONITOR + 0x10000 * (n + 1)   vCPU n:
 //! 4         GDT of vCPU 0 (all equal)        + 0x0000 TSS and I/O bitmap
@@ -11,7 +11,7 @@
 //! 6..       grant frames grow from here      + 0x2000 entry list, 3 pages
 //! 0x800..   page tables of slots 257..259
 //! 0xc00..   vCPU pages, 8 each           L4 slot 259 (supervisor only): all machine
-//!                                        memory, so that a page-table write is one store
+//! 0xfff     shared_info                  memory, so that a page-table write is one store
 //! L4 slot 257 (user, read-only): the machine-to-phys table from its start,
 //! the syscall landing page at its end.
 //! ```
@@ -60,8 +60,10 @@ pub const ENTRY_WRITE_BYTES: u64 = 3;
 /// Where the entry routine ends: what follows restores rdi and returns.
 pub const ENTRY_END: u64 = STUBS + ENTRY_OFFSET + ENTRY_WRITES as u64 * ENTRY_WRITE_BYTES;
 
-/// The frame of `shared_info`.
-pub const MFN_SHARED_INFO: Mfn = Mfn(1);
+/// The frame of `shared_info`: the highest of the area, so that its machine
+/// *address* is no machine frame *number* of a domain below 64 GiB. (GRUB's PV
+/// port compares the two, and would take its own first page for this one.)
+pub const MFN_SHARED_INFO: Mfn = Mfn(0xfff);
 /// The frame of the stubs.
 pub const MFN_STUBS: Mfn = Mfn(2);
 /// The frame of the IDT.
