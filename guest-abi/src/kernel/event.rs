@@ -5,10 +5,14 @@
 //! undoes it in the opposite order, so that an event in between is never
 //! lost: clear `upcall_pending`, take the selector, take each pending bit,
 //! call its handler.
+//!
+//! The pending words are the domain's, not the vCPU's: a word may hold bits of
+//! ports whose events go to another vCPU. Those are left alone; the vCPU that
+//! a port was bound to is remembered here.
 
 use core::{
     arch::asm,
-    sync::atomic::{AtomicPtr, AtomicU8, AtomicU64, Ordering},
+    sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering},
 };
 
 use super::{boot, hypercall, smp, trap};
@@ -26,6 +30,13 @@ pub type Handler = fn(Port);
 
 const PORTS: usize = EVTCHN_2L_NR_CHANNELS as usize;
 static HANDLERS: [AtomicPtr<()>; PORTS] = [const { AtomicPtr::new(core::ptr::null_mut()) }; PORTS];
+
+/// The vCPU that each port's events go to.
+static OWNERS: [AtomicU32; PORTS] = [const { AtomicU32::new(0) }; PORTS];
+
+fn owner(port: Port) -> &'static AtomicU32 {
+    &OWNERS[port.0 as usize % PORTS]
+}
 
 /// Masks every port and registers the event entry point.
 ///
@@ -99,23 +110,27 @@ pub fn dispatch() {
             AtomicU64::from_ptr(&raw mut (*info).evtchn_pending_sel),
         )
     };
+    let vcpu = smp::current();
     while upcall.swap(0, Ordering::SeqCst) != 0 {
         let mut words = selector.swap(0, Ordering::SeqCst);
         while words != 0 {
-            dispatch_word(words.trailing_zeros() as usize);
+            dispatch_word(vcpu, words.trailing_zeros() as usize);
             words &= words - 1;
         }
     }
 }
 
-fn dispatch_word(word: usize) {
+fn dispatch_word(vcpu: u32, word: usize) {
     let masked = mask_word(word).load(Ordering::SeqCst);
     let mut ready = pending_word(word).load(Ordering::SeqCst) & !masked;
     while ready != 0 {
         let bit = ready.trailing_zeros();
         ready &= ready - 1;
-        pending_word(word).fetch_and(!(1 << bit), Ordering::SeqCst);
         let index = word * 64 + bit as usize;
+        if owner(port(index)).load(Ordering::SeqCst) != vcpu {
+            continue;
+        }
+        pending_word(word).fetch_and(!(1 << bit), Ordering::SeqCst);
         let handler = HANDLERS[index].load(Ordering::Acquire);
         if !handler.is_null() {
             // SAFETY: only `listen` stores there, and only `Handler`s.
@@ -227,6 +242,7 @@ pub fn bind_virq(virq: u32, vcpu: VcpuId) -> Result<Port, Errno> {
     };
     // SAFETY: the command's type.
     unsafe { hypercall::event_channel_op(EVTCHNOP_BIND_VIRQ, &mut argument) }?;
+    owner(Port(argument.port)).store(vcpu.0, Ordering::SeqCst);
     Ok(Port(argument.port))
 }
 
@@ -241,6 +257,7 @@ pub fn bind_ipi(vcpu: VcpuId) -> Result<Port, Errno> {
     };
     // SAFETY: the command's type.
     unsafe { hypercall::event_channel_op(EVTCHNOP_BIND_IPI, &mut argument) }?;
+    owner(Port(argument.port)).store(vcpu.0, Ordering::SeqCst);
     Ok(Port(argument.port))
 }
 
@@ -255,6 +272,7 @@ pub fn bind_vcpu(port: Port, vcpu: VcpuId) -> Result<(), Errno> {
     };
     // SAFETY: the command's type.
     unsafe { hypercall::event_channel_op(EVTCHNOP_BIND_VCPU, &mut argument) }?;
+    owner(port).store(vcpu.0, Ordering::SeqCst);
     Ok(())
 }
 
@@ -275,6 +293,7 @@ pub fn send(port: Port) -> Result<(), Errno> {
 /// The hypervisor's.
 pub fn close(port: Port) -> Result<(), Errno> {
     HANDLERS[port.0 as usize % PORTS].store(core::ptr::null_mut(), Ordering::Release);
+    owner(port).store(0, Ordering::SeqCst);
     let mut argument = EvtchnClose { port: port.0 };
     // SAFETY: the command's type.
     unsafe { hypercall::event_channel_op(EVTCHNOP_CLOSE, &mut argument) }?;

@@ -122,15 +122,13 @@ pub fn down() -> ! {
 pub unsafe fn start(vcpu: VcpuId, stack_top: u64, main: fn(VcpuId) -> !) -> Result<(), Errno> {
     let record = RECORDS.get(vcpu.0 as usize).ok_or(Errno::EINVAL)?;
     let context = context(record, vcpu, stack_top, main)?;
-    // SAFETY: an atomic store to a field of the shared page.
-    unsafe {
-        AtomicU8::from_ptr(&raw mut (*vcpu_info_of(vcpu)).evtchn_upcall_mask)
-            .store(1, Ordering::SeqCst);
-    }
     let address = (&raw const context) as u64;
-    // SAFETY: the context is complete; the caller gives the stack.
+    // SAFETY: the context is complete; the caller gives the stack. The mask is
+    // stored only once it is sure that the vCPU is not up yet.
     unsafe {
         hypercall::vcpu_op(VCPUOP_INITIALISE, vcpu.0, address)?;
+        AtomicU8::from_ptr(&raw mut (*vcpu_info_of(vcpu)).evtchn_upcall_mask)
+            .store(1, Ordering::SeqCst);
         hypercall::vcpu_op(VCPUOP_UP, vcpu.0, 0)?;
     }
     Ok(())
