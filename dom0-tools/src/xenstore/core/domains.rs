@@ -156,7 +156,7 @@ impl Core {
             self.changes.push(Change::Progress {
                 dom,
                 req_cons: domain.stream.req_cons,
-                input: domain.stream.taken_input().to_vec(),
+                input: domain.stream.input.clone(),
             });
         }
     }
@@ -300,11 +300,7 @@ pub(super) fn connection_changes(dom: DomId, domain: &Domain) -> Vec<Change> {
         },
         Change::Ring {
             dom,
-            stream: Stream {
-                input: domain.stream.taken_input().to_vec(),
-                in_ring: 0,
-                ..domain.stream.clone()
-            },
+            stream: domain.stream.clone(),
         },
     ];
     changes.extend(domain.target.map(|target| Change::Target { dom, target }));

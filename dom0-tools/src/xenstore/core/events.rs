@@ -98,7 +98,7 @@ impl Core {
         while let Some(watch) = self.overflowing_watch(peer) {
             let found = self.watches.of(peer).find(|other| other.id == watch);
             let found = found.cloned();
-            tracing::warn!(
+            tracing::debug!(
                 ?peer,
                 path = found.as_ref().map_or("?", |watch| &watch.path.full),
                 "events that the client does not read are melted into one"

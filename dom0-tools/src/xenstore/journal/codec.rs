@@ -133,7 +133,7 @@ structs! {
     WatchPath { full, relative }
     EventKey { watch, path }
     Item { seq, bytes, event }
-    Stream { req_cons, input, in_ring, rsp_prod, staged, broken }
+    Stream { req_cons, input, rsp_prod, staged, broken }
 }
 
 macro_rules! changes {
@@ -209,7 +209,6 @@ pub(super) mod tests {
         let stream = Stream {
             req_cons: u32::MAX,
             input: vec![5],
-            in_ring: 0,
             rsp_prod: 17,
             staged: vec![1; 2000],
             broken: true,

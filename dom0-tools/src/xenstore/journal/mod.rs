@@ -28,7 +28,7 @@ use std::{
 use self::codec::Field;
 use super::change::Change;
 
-const MAGIC: &[u8] = b"domus xenstored journal 1\n";
+const MAGIC: &[u8] = b"domus xenstored journal 2\n";
 /// Bytes of a record's length and checksum.
 const RECORD_HEAD: usize = 8;
 /// A record of a snapshot is ended at this many bytes.

@@ -20,6 +20,8 @@
 //! A guest that scribbles over `rsp_prod` while the daemon is away loses its
 //! own connection and nothing else.
 
+use std::sync::atomic::{Ordering, fence};
+
 use guest_abi::xs_wire::{XENSTORE_ERROR_PROTO, XENSTORE_ERROR_RINGIDX, XENSTORE_RING_SIZE};
 
 use super::RingPage;
@@ -59,9 +61,6 @@ pub struct Stream {
     pub req_cons: u32,
     /// The first bytes of a request that is not whole yet.
     pub input: Vec<u8>,
-    /// How many of `input`'s last bytes are still in the ring, after
-    /// `req_cons`.
-    pub in_ring: usize,
     /// Position up to which reply bytes are in the ring.
     pub rsp_prod: u32,
     /// Reply bytes that come next.
@@ -81,12 +80,6 @@ impl Stream {
         }
     }
 
-    /// The part of `input` that is not in the ring any more.
-    #[must_use]
-    pub fn taken_input(&self) -> &[u8] {
-        &self.input[..self.input.len().saturating_sub(self.in_ring)]
-    }
-
     /// Takes the next whole request, if there is one. The page is not told:
     /// see [`Stream::show`].
     ///
@@ -94,29 +87,20 @@ impl Stream {
     /// [`RingError`].
     pub fn receive(&mut self, page: &RingPage) -> Result<Option<Message>, RingError> {
         // What the guest was shown to be taken comes before this look.
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        let prod = page.req_prod();
-        let present = distance(prod, self.req_cons)?;
-        let mut fresh = present
-            .checked_sub(self.in_ring)
-            .ok_or(RingError::Indices {
-                prod,
-                cons: self.req_cons,
-            })?;
+        fence(Ordering::SeqCst);
+        let mut fresh = distance(page.req_prod(), self.req_cons)?;
         loop {
             let missing = self.missing()?;
             if missing == 0 {
-                return Ok(self.take_message());
+                return Ok(Message::take(&mut self.input).ok().flatten());
             }
             if fresh == 0 {
-                break;
+                return Ok(None);
             }
             let len = missing.min(fresh);
             self.copy_in(page, len);
             fresh -= len;
         }
-        self.advance();
-        Ok(None)
     }
 
     /// Bytes that the present message lacks, as far as is known.
@@ -132,21 +116,10 @@ impl Stream {
     }
 
     fn copy_in(&mut self, page: &RingPage, len: usize) {
-        let at = self.req_cons.wrapping_add(position(self.in_ring));
         let old = self.input.len();
         self.input.resize(old + len, 0);
-        page.read_requests(at, &mut self.input[old..]);
-        self.in_ring += len;
-    }
-
-    fn take_message(&mut self) -> Option<Message> {
-        self.advance();
-        Message::take(&mut self.input).ok().flatten()
-    }
-
-    fn advance(&mut self) {
-        self.req_cons = self.req_cons.wrapping_add(position(self.in_ring));
-        self.in_ring = 0;
+        page.read_requests(self.req_cons, &mut self.input[old..]);
+        self.req_cons = self.req_cons.wrapping_add(position(len));
     }
 
     /// Whether the next reply may be staged.
@@ -161,19 +134,27 @@ impl Stream {
     /// # Errors
     /// [`RingError`].
     pub fn show(&mut self, page: &RingPage) -> Result<bool, RingError> {
-        let room = XENSTORE_RING_SIZE - distance(self.rsp_prod, page.rsp_cons())?;
-        let len = room.min(self.staged.len());
-        if len > 0 {
-            page.write_replies(self.rsp_prod, &self.staged[..len]);
-            self.staged.drain(..len);
-            self.rsp_prod = self.rsp_prod.wrapping_add(position(len));
-            page.set_rsp_prod(self.rsp_prod);
-        }
         let taken = page.req_cons() != self.req_cons;
         if taken {
             page.set_req_cons(self.req_cons);
         }
-        Ok(taken || len > 0)
+        let mut put = false;
+        // Linux sends an event only for making room in a full ring. So what
+        // does not fit may be left only when the ring is full, seen after the
+        // guest could see what was put in.
+        loop {
+            let room = XENSTORE_RING_SIZE - distance(self.rsp_prod, page.rsp_cons())?;
+            let len = room.min(self.staged.len());
+            if len == 0 {
+                return Ok(taken || put);
+            }
+            page.write_replies(self.rsp_prod, &self.staged[..len]);
+            self.staged.drain(..len);
+            self.rsp_prod = self.rsp_prod.wrapping_add(position(len));
+            page.set_rsp_prod(self.rsp_prod);
+            fence(Ordering::SeqCst);
+            put = true;
+        }
     }
 
     /// Goes on after a restart. What is in the journal as staged from
@@ -252,15 +233,6 @@ mod tests {
         page.read_replies(cons, &mut bytes);
         page.set_rsp_cons(cons.wrapping_add(position(bytes.len())));
         bytes
-    }
-
-    /// What the journal would keep of the stream.
-    fn journaled(stream: &Stream) -> Stream {
-        Stream {
-            input: stream.taken_input().to_vec(),
-            in_ring: 0,
-            ..stream.clone()
-        }
     }
 
     fn message(len: usize) -> Message {
@@ -372,7 +344,7 @@ mod tests {
                     if before && !died {
                         // Died before the journal: it never happened.
                         died = true;
-                        stream = journaled(&journal);
+                        stream = journal.clone();
                         stream.resume(&page).unwrap();
                         continue;
                     }
@@ -384,13 +356,13 @@ mod tests {
                 while stream.wants_more() && !queue.is_empty() {
                     stream.restage(&queue.remove(0));
                 }
-                journal = journaled(&stream);
+                journal = stream.clone();
                 stream.show(&page).unwrap();
                 if after {
                     // Died after the page: the journal has the old position.
                     stream = journal.clone();
                     stream.resume(&page).unwrap();
-                    journal = journaled(&stream);
+                    journal = stream.clone();
                 }
                 back.extend(get(&page, sip));
             }

@@ -1,7 +1,12 @@
 //! The rounds' part that concerns guests.
 
-use std::{collections::BTreeSet, os::fd::BorrowedFd, time::Instant};
+use std::{
+    collections::BTreeSet,
+    os::fd::BorrowedFd,
+    time::{Duration, Instant},
+};
 
+use domus_privcmd::client::ClientError;
 use guest_abi::addr::DomId;
 
 use super::{BATCH, Server};
@@ -10,6 +15,13 @@ use crate::xenstore::{
     peers::PeerId,
     ring::{RingError, Stream},
 };
+
+/// How long a port may stay bound to a daemon that is dead.
+const LINK_PATIENCE: Duration = Duration::from_secs(2);
+/// Pause between attempts to bind it.
+const LINK_PAUSE: Duration = Duration::from_millis(10);
+/// The least time between two lines in the log about the same guest.
+const NOISE_EVERY: Duration = Duration::from_secs(10);
 
 impl Server {
     /// Connects again to all domains that should be connected: after a start,
@@ -22,7 +34,7 @@ impl Server {
             .map(|(dom, domain)| (dom, domain.clone()))
             .collect();
         for (dom, domain) in domains {
-            if let Err(error) = self.privcmd.link(dom, domain.mfn, domain.port) {
+            if let Err(error) = self.link_again(dom, &domain) {
                 tracing::error!(%dom, %error, "cannot connect to the domain again");
                 self.core.shut(dom);
                 continue;
@@ -32,11 +44,30 @@ impl Server {
                 continue;
             };
             match stream.resume(page) {
-                Ok(()) => tracing::info!(%dom, "connected to the domain again"),
+                Ok(()) => {
+                    tracing::info!(%dom, "connected to the domain again");
+                    // The last event may have died with the previous daemon.
+                    self.privcmd.notify(dom);
+                }
                 Err(error) => self.break_off(dom, error),
             }
         }
         self.privcmd.take_lost();
+    }
+
+    /// Binds a domain's port again. The hypervisor may not have noticed yet
+    /// that the previous daemon, which had it bound, is dead.
+    fn link_again(&mut self, dom: DomId, domain: &Domain) -> Result<(), ClientError> {
+        let deadline = Instant::now() + LINK_PATIENCE;
+        loop {
+            let linked = self.privcmd.link(dom, domain.mfn, domain.port);
+            match linked {
+                Err(ClientError::Failed(_)) if Instant::now() < deadline => {
+                    std::thread::sleep(LINK_PAUSE);
+                }
+                done => return done,
+            }
+        }
     }
 
     /// The guest's event channel has fired.
@@ -95,7 +126,7 @@ impl Server {
             return;
         };
         if link.page.wants_reconnect() && !self.welcome.contains(&dom) {
-            tracing::info!(%dom, "the guest starts its connection anew");
+            tracing::debug!(%dom, "the guest starts its connection anew");
             link.page.clear();
             self.core.reconnect(dom, Stream::default());
             self.welcome.insert(dom);
@@ -104,12 +135,26 @@ impl Server {
 
     /// Stops serving a guest that broke the protocol, and tells it why.
     fn break_off(&mut self, dom: DomId, error: RingError) {
-        tracing::warn!(%dom, %error, "the guest broke the protocol and is not served any more");
+        if self.may_log_about(dom) {
+            tracing::warn!(%dom, %error, "the guest broke the protocol and is not served any more");
+        }
         self.core.shut(dom);
         if let Some(link) = self.privcmd.links.get(&dom) {
             link.page.set_error(error.code());
             self.privcmd.notify(dom);
         }
+    }
+
+    /// Whether a line about the guest may go into the log: a guest that breaks
+    /// off and reconnects all the time must not fill the disk.
+    fn may_log_about(&mut self, dom: DomId) -> bool {
+        let now = Instant::now();
+        let last = self.last_noise.get(&dom);
+        let may = last.is_none_or(|last| now.duration_since(*last) >= NOISE_EVERY);
+        if may {
+            self.last_noise.insert(dom, now);
+        }
+        may
     }
 
     pub(super) fn stage_guests(&mut self) {

@@ -99,6 +99,7 @@ pub struct Server {
     awake: BTreeSet<DomId>,
     welcome: BTreeSet<DomId>,
     first: usize,
+    last_noise: BTreeMap<DomId, Instant>,
     last_review: Instant,
 }
 
@@ -149,6 +150,7 @@ impl Server {
             awake: BTreeSet::new(),
             welcome: BTreeSet::new(),
             first: 0,
+            last_noise: BTreeMap::new(),
             last_review: Instant::now(),
         };
         server.resume_guests();
