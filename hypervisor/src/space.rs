@@ -188,14 +188,14 @@ impl SharedWords for MachineMemory {
 
 impl GuestPhys for Space {
     fn frame(&self, mfn: Mfn) -> Option<Frame> {
-        let usage = if self.memory.is_ram(mfn) {
+        // First what the guest may use: shared_info lies behind the tables.
+        let own = self.memory.is_ram(mfn) || mfn == MFN_SHARED_INFO || self.is_grant_frame(mfn);
+        let usage = if own {
             FrameUse::Write
         } else if (MFN_TABLES.0..BASE_MFN.0).contains(&mfn.0) {
             FrameUse::Walk
         } else if mfn >= BASE_MFN {
             FrameUse::Read
-        } else if mfn == MFN_SHARED_INFO || self.is_grant_frame(mfn) {
-            FrameUse::Write
         } else {
             return None;
         };
@@ -366,5 +366,31 @@ impl TableStore for Tables<'_> {
         for (slot, value) in (256..).zip(&self.space.slots) {
             self.store(l4, slot, *value);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::kvm::M2P;
+
+    #[test]
+    fn the_interpreter_uses_a_frame_as_the_guest_may() {
+        let memory = Arc::new(MachineMemory::new(4).unwrap());
+        let table = Mfn(memory.m2p_area().start() >> 12);
+        let paging = Paging::new(BASE_MFN, 4, 1).unwrap();
+        let space = Space::new(DomId(1), memory, paging, Vec::new(), [0; 16]);
+        let usage = |mfn: u64| space.frame(Mfn(mfn)).map(|frame| frame.usage);
+        assert_eq!(usage(BASE_MFN.0), Some(FrameUse::Write));
+        assert_eq!(usage(MFN_SHARED_INFO.0), Some(FrameUse::Write));
+        assert_eq!(usage(MFN_TABLES.0), Some(FrameUse::Walk));
+        assert_eq!(usage(table.0), Some(FrameUse::Read));
+        assert_eq!(usage(MFN_GRANTS.0), None, "not handed out yet");
+        space.new_table_frame().unwrap();
+        assert_eq!(usage(MFN_GRANTS.0), Some(FrameUse::Write));
+        for monitor in [0, 2, 3, 4, 5] {
+            assert_eq!(usage(monitor), None, "frame {monitor}");
+        }
+        assert_eq!(usage(M2P >> 12), None);
     }
 }
