@@ -446,13 +446,19 @@ fn shutdown_asks_the_guest_and_waits() {
         String::from_utf8_lossy(&output.stdout),
         "Domain web1 rebooted\nAll domains rebooted\n"
     );
+    // However soon: who asks for a reboot gets it.
+    installation.xm(&["reboot", "web1"]).ok();
+    installation.hypervisor.shut_down(2, REBOOT);
+    wait_until("the second reboot", || {
+        installation.hypervisor.domains() == [3] && !installation.hypervisor.info(3).paused
+    });
     let waiting = installation
         .command(&["shutdown", "-a", "-w"])
         .stdout(std::process::Stdio::piped())
         .spawn()
         .expect("spawn");
     std::thread::sleep(Duration::from_millis(500));
-    installation.hypervisor.shut_down(2, POWEROFF);
+    installation.hypervisor.shut_down(3, POWEROFF);
     let output = waiting.wait_with_output().expect("wait");
     assert_eq!(
         String::from_utf8_lossy(&output.stdout),

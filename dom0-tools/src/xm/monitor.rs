@@ -14,7 +14,7 @@
 //!
 //! Law: a domain that restarts within [`MIN_RESTART_TIME`] of its last restart
 //! is destroyed instead, so that one that dies at once does not do so for
-//! ever (xend's rule). When the hypervisor is gone the monitor ends; the next
+//! ever (xend's rule; a reboot that `xm reboot` asked for is exempt). When the hypervisor is gone the monitor ends; the next
 //! `xm` cleans up.
 
 use std::{
@@ -244,8 +244,10 @@ impl Monitor {
 
     fn restart(&mut self, rename: bool) -> Result<Next, XmError> {
         let now = life::now();
+        let asked_for = nodes::take_reboot_request(&mut self.host.store, self.record.uuid)?;
         if let Some(since) = self.record.last_restart.map(|last| now - last)
             && since < MIN_RESTART_TIME
+            && !asked_for
         {
             self.say(&format!(
                 "restarting too fast ({since:.1} s since the last restart); refusing to restart to avoid loops"

@@ -224,6 +224,30 @@ pub fn write_all(store: &mut Client, record: &Record) -> Result<(), Error> {
     introduce(store, record)
 }
 
+/// Notes that somebody asked for a reboot: it does not count as one of a loop.
+///
+/// # Errors
+/// The store's.
+pub fn note_reboot_request(store: &mut Client, uuid: Uuid) -> Result<(), Error> {
+    store.write(&reboot_request(uuid), "1")
+}
+
+/// Whether somebody asked for the reboot; the note is taken back.
+///
+/// # Errors
+/// The store's.
+pub fn take_reboot_request(store: &mut Client, uuid: Uuid) -> Result<bool, Error> {
+    let asked = store.exists(&reboot_request(uuid))?;
+    if asked {
+        store.rm(&reboot_request(uuid))?;
+    }
+    Ok(asked)
+}
+
+fn reboot_request(uuid: Uuid) -> String {
+    format!("{}/xend/reboot_requested", vm_path(uuid))
+}
+
 /// Connects the store to the domain's ring.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ use crate::{config::action::Action, xenstore::client::Nodes};
 
 const BETWEEN_LOOKS: Duration = Duration::from_millis(200);
 /// How long after the end of the old domain the new one may take to appear.
-const REBIRTH: Duration = Duration::from_secs(60);
+const REBIRTH: Duration = Duration::from_secs(30);
 
 /// Shutdown a domain.
 #[derive(Debug, Parser)]
@@ -131,6 +131,9 @@ fn ask(host: &mut Host, domain: &Domain, request: Request) -> Result<(), XmError
             "Warning: {} is paused and will not react before 'xm unpause {}'.",
             domain.name, domain.name
         );
+    }
+    if request == Request::Reboot {
+        nodes::note_reboot_request(&mut host.store, domain.info.uuid)?;
     }
     let path = format!("{}/control/shutdown", nodes::home(domain.id()));
     host.store.write(&path, request.word())?;
