@@ -126,6 +126,13 @@ fn break_ring() {
             AtomicU32::from_ptr(&raw mut (*ring).out_cons),
         )
     };
+    // What is still to be read must not be lost with the index.
+    let patience = time::system_time() + 2_000_000_000;
+    while prod.load(Ordering::Acquire) != cons.load(Ordering::Acquire)
+        && time::system_time() < patience
+    {
+        sched::yield_now();
+    }
     for claim in [0x1_0000, u32::MAX, 1 << 31] {
         prod.store(
             cons.load(Ordering::Acquire).wrapping_add(claim),
