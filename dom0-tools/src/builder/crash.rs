@@ -21,6 +21,7 @@ use zerocopy::FromBytes;
 use super::{
     image::KernelImage,
     memory::{DomainMemory, MappedMemory, MemoryError},
+    symbols::Kind,
     tables::pte,
 };
 
@@ -227,18 +228,18 @@ impl Report<'_> {
         Ok(())
     }
 
-    /// Every word on the stack that points into the kernel's code may be a
+    /// Every word on the stack that points behind an instruction may be a
     /// return address; some are left from earlier calls.
     fn calls(&self, out: &mut String) -> fmt::Result {
         let Some(image) = self.image else {
             return Ok(());
         };
-        let calls: Vec<u64> = self
+        let mut calls = self
             .words()
-            .filter(|&word| image.is_code(word))
+            .filter(|&word| may_return_to(image, word))
             .take(CALLS)
-            .collect();
-        if calls.is_empty() {
+            .peekable();
+        if calls.peek().is_none() {
             return Ok(());
         }
         writeln!(
@@ -246,20 +247,39 @@ impl Report<'_> {
             "  calls, as far as the stack tells (some may be over):"
         )?;
         for address in calls {
-            writeln!(out, "    {address:016x}  {}", self.name(address))?;
+            writeln!(out, "    {address:016x}  {}", caller(image, address))?;
         }
         Ok(())
     }
 
     fn name(&self, address: u64) -> String {
-        let Some(image) = self.image else {
-            return String::new();
-        };
-        match image.symbolise(address) {
-            Some((name, offset)) if image.is_code(address) => format!("{name}+{offset:#x}"),
-            _ if image.is_code(address) => "(kernel code)".into(),
-            _ => "(not in the kernel's code)".into(),
+        match self.image {
+            None => String::new(),
+            Some(image) if !image.is_code(address) => "(not in the kernel's code)".into(),
+            Some(image) => match image.symbolise(address) {
+                Some((name, offset)) => format!("{name}+{offset:#x}"),
+                None => "(kernel code)".into(),
+            },
         }
+    }
+}
+
+/// Whether a call may stand before `address`. Executable segments of Linux hold
+/// data too: symbols tell.
+fn may_return_to(image: &KernelImage, address: u64) -> bool {
+    let Some(call) = address.checked_sub(1) else {
+        return false;
+    };
+    let symbol = image.symbols().and_then(|symbols| symbols.lookup(call));
+    image.is_code(call) && symbol.is_none_or(|symbol| symbol.kind == Kind::Code)
+}
+
+/// The function that a return address leads back to: that of the call, which
+/// may be the function's last instruction.
+fn caller(image: &KernelImage, address: u64) -> String {
+    match image.symbolise(address - 1) {
+        Some((name, offset)) => format!("{name}+{:#x}", offset + 1),
+        None => "(kernel code)".into(),
     }
 }
 

@@ -412,7 +412,8 @@ impl KernelImage {
     /// The name at or before `address`, and the distance from it.
     #[must_use]
     pub fn symbolise(&self, address: u64) -> Option<(&str, u64)> {
-        self.symbols()?.lookup(address)
+        let symbol = self.symbols()?.lookup(address)?;
+        Some((symbol.name, symbol.offset))
     }
 }
 

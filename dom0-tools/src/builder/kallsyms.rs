@@ -23,7 +23,10 @@
 //! report. It may find nothing; it reads in bounds, takes bounded time, and
 //! what it returns is checked to be consistent.
 
-use super::{elf::Segment, symbols::SymbolTable};
+use super::{
+    elf::Segment,
+    symbols::{Kind, SymbolTable},
+};
 
 const DIGITS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\x00";
 const TOKENS: usize = 256;
@@ -165,8 +168,8 @@ impl<'a> Tokens<'a> {
         let mut name = Vec::new();
         for (&at, address) in names.positions.iter().zip(addresses.0) {
             self.expand(at, &mut name)?;
-            if let (Some(address), Some(text)) = (address, name.get(1..)) {
-                table.push(address, text);
+            if let (Some(address), Some((&letter, text))) = (address, name.split_first()) {
+                table.push(address, text, Kind::from_letter(letter));
             }
         }
         table.sorted()

@@ -14,10 +14,49 @@ const MAX_MAP_FILE: u64 = 64 << 20;
 /// Names by address.
 #[derive(Debug, Default, Clone)]
 pub struct SymbolTable {
-    /// Address, and where in `names` the name starts; by address.
-    entries: Vec<(u64, u32)>,
+    /// By address.
+    entries: Vec<Entry>,
     /// Each ends with a NUL.
     names: Vec<u8>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    address: u64,
+    /// Where in `names` the name starts.
+    name: u32,
+    kind: Kind,
+}
+
+/// What a symbol stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Instructions.
+    Code,
+    /// Data of any kind.
+    Data,
+}
+
+impl Kind {
+    /// By the letter of `nm`, `System.map` and kallsyms.
+    #[must_use]
+    pub fn from_letter(letter: u8) -> Self {
+        match letter.to_ascii_lowercase() {
+            b't' | b'w' => Self::Code,
+            _ => Self::Data,
+        }
+    }
+}
+
+/// What [`SymbolTable::lookup`] found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Symbol<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// How far behind its start the address lies.
+    pub offset: u64,
+    /// What it stands for.
+    pub kind: Kind,
 }
 
 impl SymbolTable {
@@ -39,7 +78,11 @@ impl SymbolTable {
                 continue;
             }
             if let Ok(name) = symbols.symbol_name(endian, symbol) {
-                table.push(symbol.st_value(endian), name);
+                let kind = match symbol.st_type() {
+                    elf::STT_OBJECT => Kind::Data,
+                    _ => Kind::Code,
+                };
+                table.push(symbol.st_value(endian), name, kind);
             }
         }
         table.sorted()
@@ -72,20 +115,25 @@ impl SymbolTable {
             };
             // `A` and per-CPU offsets are numbers, not places.
             if let (Ok(address), false) = (u64::from_str_radix(address, 16), kind == "A") {
-                table.push(address, name.as_bytes());
+                let letter = kind.as_bytes().first().copied().unwrap_or(0);
+                table.push(address, name.as_bytes(), Kind::from_letter(letter));
             }
         }
         table.sorted()
     }
 
-    /// The symbol at or before `address`, and the distance from it.
+    /// The symbol at or before `address`.
     #[must_use]
-    pub fn lookup(&self, address: u64) -> Option<(&str, u64)> {
-        let after = self.entries.partition_point(|&(at, _)| at <= address);
-        let &(at, name) = self.entries.get(after.checked_sub(1)?)?;
-        let name = self.names.get(usize::try_from(name).ok()?..)?;
+    pub fn lookup(&self, address: u64) -> Option<Symbol<'_>> {
+        let after = self.entries.partition_point(|e| e.address <= address);
+        let entry = self.entries.get(after.checked_sub(1)?)?;
+        let name = self.names.get(usize::try_from(entry.name).ok()?..)?;
         let name = name.split(|&byte| byte == 0).next()?;
-        Some((std::str::from_utf8(name).ok()?, address - at))
+        Some(Symbol {
+            name: std::str::from_utf8(name).ok()?,
+            offset: address - entry.address,
+            kind: entry.kind,
+        })
     }
 
     /// How many symbols there are.
@@ -100,23 +148,27 @@ impl SymbolTable {
         self.entries.is_empty()
     }
 
-    pub(super) fn push(&mut self, address: u64, name: &[u8]) {
-        let Ok(at) = u32::try_from(self.names.len()) else {
+    pub(super) fn push(&mut self, address: u64, text: &[u8], kind: Kind) {
+        let Ok(name) = u32::try_from(self.names.len()) else {
             return;
         };
         // Names are shown on terminals.
-        let graphic = name.iter().all(u8::is_ascii_graphic);
-        if address == 0 || name.is_empty() || !graphic {
+        let graphic = text.iter().all(u8::is_ascii_graphic);
+        if address == 0 || text.is_empty() || !graphic {
             return;
         }
-        self.entries.push((address, at));
-        self.names.extend_from_slice(name);
+        self.entries.push(Entry {
+            address,
+            name,
+            kind,
+        });
+        self.names.extend_from_slice(text);
         self.names.push(0);
     }
 
     pub(super) fn sorted(mut self) -> Option<Self> {
         // Stable: of several names at an address the last one counts.
-        self.entries.sort_by_key(|&(address, _)| address);
+        self.entries.sort_by_key(|entry| entry.address);
         (!self.is_empty()).then_some(self)
     }
 }
@@ -127,11 +179,18 @@ mod tests {
 
     #[test]
     fn a_map_is_looked_up_by_the_symbol_before() {
-        let text = b"ffffffff81000000 T _stext\nffffffff81000100 t do_one\n0000000000000000 A x\n";
+        let text = b"ffffffff81000000 D _stext\nffffffff81000100 t do_one\n0000000000000000 A x\n";
         let table = SymbolTable::from_map(text).unwrap();
         assert_eq!(table.len(), 2);
-        assert_eq!(table.lookup(0xffff_ffff_8100_0110), Some(("do_one", 0x10)));
-        assert_eq!(table.lookup(0xffff_ffff_8100_00ff), Some(("_stext", 0xff)));
+        let found = |address| table.lookup(address).map(|s| (s.name, s.offset, s.kind));
+        assert_eq!(
+            found(0xffff_ffff_8100_0110),
+            Some(("do_one", 0x10, Kind::Code))
+        );
+        assert_eq!(
+            found(0xffff_ffff_8100_00ff),
+            Some(("_stext", 0xff, Kind::Data))
+        );
         assert_eq!(table.lookup(0xffff_ffff_80ff_ffff), None);
     }
 

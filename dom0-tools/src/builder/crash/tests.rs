@@ -78,6 +78,15 @@ fn the_report_names_the_calls_on_the_stack() {
 }
 
 #[test]
+fn a_return_address_behind_a_functions_end_is_that_functions() {
+    let image = image();
+    let (machine, context) = crashed(&image, &[CODE + 0x200, CODE]);
+    let report = crash_report(&context, Some(&image), &read_stack(&machine, &context));
+    assert!(report.contains("  startup_xen+0x200\n"), "{report}");
+    assert!(!report.contains("start_kernel"), "{report}");
+}
+
+#[test]
 fn without_an_image_there_are_still_registers_and_words() {
     let (machine, context) = crashed(&image(), &[0xdead_beef]);
     let report = crash_report(&context, None, &read_stack(&machine, &context));

@@ -73,7 +73,9 @@ fn tables_of_every_age_are_found() {
             assert_eq!(found.len() as u64, COUNT);
             for number in [0, 1, 255, 256, 1499] {
                 let address = BASE + number * 16 + 7;
-                assert_eq!(found.lookup(address), Some((&*name(number), 7)));
+                let symbol = found.lookup(address).unwrap();
+                assert_eq!((symbol.name, symbol.offset), (&*name(number), 7));
+                assert_eq!(symbol.kind, Kind::Code);
             }
         }
     }
@@ -97,8 +99,8 @@ fn a_real_kernels_table() {
     let image = crate::builder::KernelImage::open(path.as_ref()).unwrap();
     let table = find(image.segments()).expect("a kernel with CONFIG_KALLSYMS");
     assert!(table.len() > 10_000);
-    let (name, offset) = table.lookup(image.placement().entry).unwrap();
-    assert_eq!((name, offset), ("startup_xen", 0));
+    let symbol = table.lookup(image.placement().entry).unwrap();
+    assert_eq!((symbol.name, symbol.offset), ("startup_xen", 0));
 }
 
 proptest! {
