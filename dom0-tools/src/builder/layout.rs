@@ -33,7 +33,7 @@ use guest_abi::addr::{PAGE_SHIFT, PAGE_SIZE, Pfn};
 use thiserror::Error;
 
 use super::{
-    image::Placement,
+    placement::Placement,
     tables::{Area, TableSet},
     virt,
 };

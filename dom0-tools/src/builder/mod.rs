@@ -26,6 +26,7 @@ pub mod kallsyms;
 pub mod layout;
 pub mod memory;
 pub mod notes;
+pub mod placement;
 pub mod ramdisk;
 pub mod symbols;
 pub mod tables;
