@@ -24,6 +24,8 @@ const ENTRY_OVERHEAD: usize = 96;
 #[derive(Clone, Debug)]
 pub struct Transaction {
     tree: Tree,
+    /// The live tree's generation at the start.
+    base: u64,
     log: Vec<Entry>,
     bytes: usize,
     doomed: bool,
@@ -41,7 +43,11 @@ struct Entry {
 pub enum Conflict {
     /// What this domain did in the meantime was in the way.
     With(DomId),
-    /// The transaction could not be kept over a restart of the daemon.
+    /// Nobody changed the node that the answer differs for: the client's own
+    /// quota or permissions are others than before.
+    Own,
+    /// The transaction was open over a restart of the daemon, or names a
+    /// domain that is gone.
     Lost,
 }
 
@@ -60,6 +66,7 @@ impl Transaction {
     pub fn new(tree: &Tree) -> Transaction {
         Transaction {
             tree: tree.clone(),
+            base: tree.generation(),
             log: Vec::new(),
             bytes: 0,
             doomed: false,
@@ -133,7 +140,8 @@ impl Transaction {
             for entry in &self.log {
                 let again = tree.apply(who, limits, &entry.path, &entry.request, &mut effects);
                 if digest(&again) != entry.outcome {
-                    return Err(Conflict::With(live.last_changed_by(&entry.path)));
+                    let who = live.changed_since(&entry.path, self.base);
+                    return Err(who.map_or(Conflict::Own, Conflict::With));
                 }
             }
         }

@@ -148,6 +148,12 @@ impl Tree {
         }
     }
 
+    /// Goes on counting generations from here, so that those of a daemon and
+    /// of the one before it are never taken for each other.
+    pub fn skip_generations_to(&mut self, generation: u64) {
+        self.generation = self.generation.max(generation);
+    }
+
     /// The root node.
     #[must_use]
     pub fn root(&self) -> &Arc<Node> {
@@ -172,10 +178,12 @@ impl Tree {
         self.generation
     }
 
-    /// Who last changed what stands at `path`, or above it if nothing does.
+    /// Who last changed what stands at `path`, or above it if nothing does,
+    /// if that was after the tree had this generation.
     #[must_use]
-    pub fn last_changed_by(&self, path: &Path) -> DomId {
-        self.root.deepest(path).0.changed_by
+    pub fn changed_since(&self, path: &Path, generation: u64) -> Option<DomId> {
+        let (node, _) = self.root.deepest(path);
+        (node.generation > generation).then_some(node.changed_by)
     }
 
     /// Answers a request, and tells what it changed.

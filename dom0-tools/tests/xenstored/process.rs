@@ -103,6 +103,8 @@ fn the_command_line_speaks_as_xens_does() {
     prints(&["exists", "/a", "/a/b"], "");
     assert_eq!(run(&["exists", "/a", "/b"]).0, 1);
     prints(&["watch", "-n", "1", "/w"], "/w\n");
+    prints(&["control", "check"], "OK\n");
+    assert_eq!(run(&["control", "frobnicate"]).0, 1);
     prints(&["rm", "-t", "/a/b"], "");
     prints(&["rm", "-t", "/a/c"], "");
     prints(&["ls"], "");

@@ -111,6 +111,11 @@ enum Command {
         #[arg(required = true)]
         modes: Vec<String>,
     },
+    /// Ask or tell the daemon itself: help, check, log, quota
+    Control {
+        #[arg(required = true)]
+        words: Vec<String>,
+    },
     /// Print what changes at or below the keys
     Watch {
         /// End after this many events
@@ -278,6 +283,11 @@ fn run(command: Command, out: &mut dyn Write) -> Result<(), Failure> {
             modes,
             ..
         } => chmod(&mut store, &key, &modes, upto, recurse),
+        Command::Control { words } => {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            writeln!(out, "{}", store.control(&words)?.trim_end())?;
+            Ok(())
+        }
         Command::Watch {
             number,
             common,

@@ -5,6 +5,8 @@
 //! and the contents of guests' transactions. A transaction that was open stays
 //! open, and fails with `EAGAIN` at its end, which its guest is prepared for.
 
+use std::time::SystemTime;
+
 use super::{Core, Domain, domains::connection_changes};
 use crate::xenstore::{
     change::Change, path::Path, peers::PeerId, ring::Stream, transaction::Transaction, watch::Watch,
@@ -68,6 +70,9 @@ impl Core {
     #[must_use]
     pub fn restored(changes: impl IntoIterator<Item = Change>) -> Core {
         let mut core = Core::new();
+        let age = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        let age = u64::try_from(age.as_nanos()).unwrap_or_default();
+        core.tree.skip_generations_to(age);
         for change in changes {
             core.restore(change);
         }

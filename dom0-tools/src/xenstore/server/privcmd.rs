@@ -121,8 +121,13 @@ impl Privcmd {
 
     fn connect(&mut self) -> Result<Client, ClientError> {
         let client = Client::connect(&self.socket)?;
-        let (_, event) = client.evtchn_bind_virq(VIRQ_DOM_EXC)?;
-        self.exceptions = Some(event);
+        self.exceptions = match client.evtchn_bind_virq(VIRQ_DOM_EXC) {
+            Ok((_, event)) => Some(event),
+            Err(error) => {
+                tracing::warn!(%error, "ends of domains will be noticed late");
+                None
+            }
+        };
         tracing::info!(socket = %self.socket.display(), "connected to the hypervisor");
         Ok(client)
     }

@@ -219,6 +219,23 @@ fn xsa_206_a_guest_that_spoils_transactions_has_to_wait() {
 }
 
 #[test]
+fn xsa_206_nobody_waits_for_conflicts_that_another_made_for_itself() {
+    let mut world = World::new([5, 6]);
+    world.ask(GOOD, Op::Mkdir, 0, "drop\0").unwrap();
+    world.ask(GOOD, Op::SetPerms, 0, "drop\0n6\0b5\0").unwrap();
+    for n in 0..2 * BURST {
+        let tx = world.start(EVIL);
+        let make = format!("/local/domain/6/drop/{n}\0");
+        world.ask(EVIL, Op::Mkdir, tx, &make).unwrap();
+        // Its own quota makes the repetition fail.
+        world.core.limits.nodes = 1;
+        assert_eq!(world.commit(EVIL, tx), Err(Errno::EAGAIN));
+        world.core.limits.nodes = 1000;
+        assert_eq!(world.core.gate(GOOD, world.now), Gate::Open);
+    }
+}
+
+#[test]
 fn xsa_326_unread_replies_stop_the_requests() {
     let mut world = World::new([5]);
     let mut sent = 0;
