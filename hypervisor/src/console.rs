@@ -1,7 +1,9 @@
 //! The hypervisor's console ring: what `console_io` writes and `xm dmesg` reads.
 //!
 //! Law: bounded. A guest that floods it pushes out old text and costs no
-//! memory; each line is marked with the domain that wrote it.
+//! memory; each line is marked with the domain that wrote it. Of what a guest
+//! writes only printable ASCII and tabs come in, as in Xen: whoever reads it on
+//! a terminal is not at the mercy of escape sequences.
 
 use guest_abi::addr::DomId;
 use std::{
@@ -34,8 +36,8 @@ impl Console {
     pub fn guest_write(&self, dom: DomId, bytes: &[u8]) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let mut line = inner.lines.remove(&dom).unwrap_or_default();
-        for byte in bytes.iter().filter(|byte| **byte != b'\r') {
-            if *byte != b'\n' {
+        for byte in bytes {
+            if matches!(byte, b' '..=b'~' | b'\t') {
                 line.push(*byte);
             }
             if *byte == b'\n' || line.len() >= LINE_BYTES {
@@ -108,6 +110,13 @@ mod tests {
         console.domain_gone(DomId(3));
         assert_eq!(console.read(22, 100, true), (22, b"(d3) rest\n".to_vec()));
         assert_eq!(console.read(0, 100, false), (32, vec![]));
+    }
+
+    #[test]
+    fn a_guest_sends_no_escape_sequences() {
+        let console = Console::default();
+        console.guest_write(DomId(1), b"\x1b[2Ja\tb\x7f\xc3\xa9\x9b\0!\n");
+        assert_eq!(console.read(0, 100, false).1, b"(d1) [2Ja\tb!\n");
     }
 
     #[test]

@@ -4,10 +4,11 @@ use std::{
     env,
     ffi::OsStr,
     fmt, fs,
+    io::Read,
     os::unix::fs::FileTypeExt,
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    thread,
+    thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
@@ -163,27 +164,25 @@ impl Installation {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap_or_else(|error| panic!("{shown}: {error}"));
-        let pid = i32::try_from(child.id()).expect("a process id");
-        let ended = thread::spawn(move || {
-            let start = Instant::now();
-            while child.try_wait().is_ok_and(|status| status.is_none()) {
-                if start.elapsed() > XM_PATIENCE {
-                    let _ = child.kill();
-                    break;
-                }
-                thread::sleep(Duration::from_millis(2));
+        let out = read_all(child.stdout.take());
+        let err = read_all(child.stderr.take());
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("one's own child") {
+                break status;
             }
-            (start.elapsed(), child.wait_with_output())
-        });
-        // The pipes are read only at the end: nothing here says more than fits.
-        let (took, output) = ended.join().expect("the waiting thread");
-        let output = output.unwrap_or_else(|error| panic!("{shown} ({pid}): {error}"));
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            if start.elapsed() > XM_PATIENCE {
+                // Its pipes end with it, then.
+                let _ = child.kill();
+            }
+            thread::sleep(Duration::from_millis(2));
+        };
+        let took = start.elapsed();
         let said = Said {
             command: shown,
-            code: output.status.code(),
-            out: text(&output.stdout),
-            err: text(&output.stderr),
+            code: status.code(),
+            out: out.join().expect("the reading thread"),
+            err: err.join().expect("the reading thread"),
         };
         assert!(
             took < XM_PATIENCE,
@@ -315,6 +314,17 @@ impl Drop for Installation {
         }
         self.stop();
     }
+}
+
+/// Reads a pipe to its end, so that the writer never waits.
+fn read_all(pipe: Option<impl Read + Send + 'static>) -> JoinHandle<String> {
+    thread::spawn(move || {
+        let mut bytes = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = pipe.read_to_end(&mut bytes);
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    })
 }
 
 fn sockets_below(dir: &Path) -> Vec<PathBuf> {

@@ -1,3 +1,4 @@
 //! Whole systems: real kernels, real sockets, real processes.
 
 mod boot;
+mod kernels;
