@@ -20,6 +20,11 @@ use super::{PATIENCE, Process, Programs, eventually};
 /// The most that a subcommand of xm may take.
 const XM_PATIENCE: Duration = Duration::from_secs(120);
 
+/// How long a domain's monitor may take to clean up after it.
+const CLEANING: Duration = Duration::from_secs(20);
+
+const DOM0_UUID: &str = "00000000-0000-0000-0000-000000000000";
+
 /// A run directory, and what runs there.
 #[derive(Debug)]
 pub struct Installation {
@@ -240,7 +245,8 @@ impl Installation {
     }
 
     /// That no domain and nothing of one is left: not in the hypervisor, not
-    /// in the store, not in the run directory.
+    /// in the store, not in the run directory. A domain that ends by itself
+    /// is cleaned up after by its monitor, which takes a moment.
     ///
     /// # Panics
     /// When something is.
@@ -252,26 +258,26 @@ impl Installation {
             2,
             "more than the header and Domain-0:\n{list}"
         );
+        let give_up = Instant::now() + CLEANING;
+        loop {
+            let left = self.traces();
+            if left.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < give_up, "left of a domain: {left:#?}");
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// What still tells of a domain.
+    fn traces(&self) -> Vec<String> {
         let mut ls = self.command(self.programs.program("xenstore"));
         ls.args(["ls", "-f", "/"]);
         let nodes = self.run(ls).output();
-        let left: Vec<_> = nodes
-            .lines()
-            .filter(|line| {
-                let of_a_guest = |prefix: &str| {
-                    let rest = line.strip_prefix(prefix);
-                    rest.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
-                        && !rest
-                            .is_some_and(|rest| rest.starts_with("0 ") || rest.starts_with("0/"))
-                };
-                of_a_guest("/local/domain/")
-                    || (line.starts_with("/vm/")
-                        && !line.contains("00000000-0000-0000-0000-000000000000"))
-            })
-            .collect();
-        assert!(left.is_empty(), "left in the store: {left:#?}");
+        let nodes = nodes.lines().filter(|line| is_of_a_guest(line));
         let records = fs::read_dir(self.path("domains")).into_iter().flatten();
-        assert_eq!(records.count(), 0, "records of domains are left");
+        let records = records.flatten().map(|e| e.path().display().to_string());
+        nodes.map(str::to_owned).chain(records).collect()
     }
 
     fn stop(&self) {
@@ -313,6 +319,18 @@ impl Drop for Installation {
             eprintln!("kept {}", dir.display());
         }
         self.stop();
+    }
+}
+
+/// Whether a node of the store, as `xenstore ls -f` prints it, tells of a
+/// domain other than Domain-0.
+fn is_of_a_guest(line: &str) -> bool {
+    let path = line.split(" = ").next().unwrap_or(line);
+    let mut parts = path.split('/').skip(1);
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some("local"), Some("domain"), Some(dom)) => dom != "0",
+        (Some("vm"), Some(uuid), _) => uuid != DOM0_UUID,
+        _ => false,
     }
 }
 
