@@ -390,6 +390,12 @@ fn actions_are_those_of_the_configuration() {
     let list = installation.xm(&["list", "web1-1"]).ok();
     assert!(list.contains(" ----c- "), "{list}");
     assert!(installation.log("xm-web1.log").contains("crash report"));
+    installation.xm(&["list"]).ok();
+    assert_eq!(
+        monitors(&installation.run_dir()).len(),
+        1,
+        "a kept domain has none"
+    );
     installation.xm(&["destroy", "web1-1"]).ok();
 
     installation.hypervisor.shut_down(3, REBOOT);
@@ -540,6 +546,43 @@ fn a_killed_service_is_started_again() {
         installation.hypervisor.domains().is_empty()
     });
     nothing_left(&installation);
+}
+
+#[test]
+fn a_killed_monitor_is_replaced() {
+    let installation = Installation::new();
+    let config = installation.config("web1", "");
+    installation.xm(&["create", "-q", &config]).ok();
+    let [old] = monitors(&installation.run_dir())[..] else {
+        panic!("one monitor")
+    };
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(old).expect("pid"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).expect("kill");
+    wait_until("its end", || monitors(&installation.run_dir()).is_empty());
+    installation.xm(&["list"]).ok();
+    assert!(matches!(monitors(&installation.run_dir())[..], [new] if new != old));
+    installation.xm(&["list"]).ok();
+    assert_eq!(monitors(&installation.run_dir()).len(), 1);
+    installation.hypervisor.shut_down(1, POWEROFF);
+    wait_until("the domain to go", || {
+        installation.hypervisor.domains().is_empty()
+    });
+    nothing_left(&installation);
+}
+
+#[test]
+fn uuids_are_unique() {
+    let installation = Installation::new();
+    let config = installation.config("web1", "uuid='01234567-89ab-cdef-0123-456789abcdef'");
+    installation.xm(&["create", "-q", &config]).ok();
+    let said = installation.xm(&["create", "-q", &config, "name=web2"]);
+    assert_eq!(said.code, Some(1));
+    assert!(
+        said.err.contains("domain 1 has the UUID 01234567"),
+        "{}",
+        said.err
+    );
+    assert_eq!(installation.hypervisor.domains(), [1]);
 }
 
 #[test]

@@ -7,11 +7,14 @@
 
 use std::fs;
 
-use domus_privcmd::{client::Client, protocol::DomainInfo};
+use domus_privcmd::{
+    client::{Client, ClientError},
+    protocol::DomainInfo,
+};
 use guest_abi::addr::DomId;
 use uuid::Uuid;
 
-use super::{error::XmError, nodes, record::Record};
+use super::{error::XmError, monitor, nodes, record::Record};
 use crate::{
     config::name::DOM0_NAME,
     paths,
@@ -66,6 +69,7 @@ impl Host {
             store: Store::connect()?,
         };
         host.recover(&ensured)?;
+        host.replace_lost_monitors()?;
         Ok(host)
     }
 
@@ -93,7 +97,7 @@ impl Host {
     /// After the hypervisor was lost: its domains are gone, what tells of
     /// them goes too.
     fn forget_lost_domains(&mut self) -> Result<(), XmError> {
-        let alive = self.infos()?;
+        let alive = self.guests()?;
         let lives = |dom: DomId, uuid: Uuid| alive.iter().any(|i| i.dom == dom.0 && i.uuid == uuid);
         let mut lost = Vec::new();
         for record in Record::all() {
@@ -121,7 +125,7 @@ impl Host {
     /// After the store was lost: what names the living domains is written
     /// anew. Their kernels' watches are lost with the store.
     fn restore_nodes(&mut self) -> Result<(), XmError> {
-        for info in self.infos()? {
+        for info in self.guests()? {
             let record = Record::all()
                 .into_iter()
                 .find(|r| r.dom == info.dom && r.uuid == info.uuid);
@@ -138,11 +142,30 @@ impl Host {
         Ok(())
     }
 
+    /// A domain without its monitor would end and nothing would follow.
+    fn replace_lost_monitors(&self) -> Result<(), XmError> {
+        let alone = |r: &Record| !r.kept && !r.has_monitor();
+        let alone: Vec<Record> = Record::all().into_iter().filter(alone).collect();
+        if alone.is_empty() {
+            return Ok(());
+        }
+        let alive = self.guests()?;
+        for record in alone {
+            if alive
+                .iter()
+                .any(|i| i.dom == record.dom && i.uuid == record.uuid)
+            {
+                monitor::start(&record)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What the hypervisor says of all domains but the control domain.
     ///
     /// # Errors
     /// The hypervisor's.
-    pub fn infos(&self) -> Result<Vec<DomainInfo>, XmError> {
+    pub fn guests(&self) -> Result<Vec<DomainInfo>, ClientError> {
         let mut all: Vec<DomainInfo> = Vec::new();
         let mut first = DomId(1);
         loop {
@@ -163,7 +186,7 @@ impl Host {
     /// # Errors
     /// The hypervisor's or the store's.
     pub fn domains(&mut self) -> Result<Vec<Domain>, XmError> {
-        let infos = self.infos()?;
+        let infos = self.guests()?;
         let mut all = vec![self.dom0(&infos)?];
         for info in infos {
             let name = nodes::name_of(&mut self.store, DomId(info.dom))?;

@@ -73,6 +73,14 @@ pub enum LifeError {
     /// The name.
     #[error(transparent)]
     Name(#[from] nodes::NameError),
+    /// The UUID.
+    #[error("domain {dom} has the UUID {uuid} already; change 'uuid', or leave it out")]
+    Uuid {
+        /// The UUID.
+        uuid: Uuid,
+        /// Whose it is.
+        dom: DomId,
+    },
     /// The hypervisor.
     #[error("can't {what}: {source}")]
     Hypervisor {
@@ -192,6 +200,11 @@ pub fn create(
         .uuid
         .or(making.origin.uuid)
         .unwrap_or_else(Uuid::new_v4);
+    let guests = host.guests().map_err(asking("list the domains"))?;
+    if let Some(twin) = guests.iter().find(|info| info.uuid == uuid) {
+        let dom = DomId(twin.dom);
+        return Err(LifeError::Uuid { uuid, dom });
+    }
     making.progress.step("Creating the domain");
     let wish = CreateDomain {
         dom: None,
@@ -250,6 +263,7 @@ impl NewDomain<'_> {
             start_time: now(),
             restarts: self.making.origin.restarts,
             last_restart: self.making.origin.last_restart,
+            kept: false,
             store: Ring::new(built.store_mfn, store_port),
             console: Ring::new(built.console_mfn, console_port),
             config: config.clone(),

@@ -18,7 +18,7 @@
 //! `xm` cleans up.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, OpenOptions},
     io::{self, BufRead, BufReader, Write},
     os::{
         fd::{AsFd, OwnedFd},
@@ -31,6 +31,7 @@ use std::{
 
 use domus_privcmd::{
     client::{Client, ClientError},
+    pidfile::{PidFile, PidFileError},
     protocol::DomainInfo,
 };
 use guest_abi::addr::DomId;
@@ -44,7 +45,7 @@ use super::{
     life::{self, Images, Making, Origin},
     nodes,
     progress::Progress,
-    record::Record,
+    record::{self, Record},
     signals::Held,
 };
 use crate::{config::action::Action, paths, services, xenstore::client::Client as Store};
@@ -120,6 +121,12 @@ pub fn main(args: &[String]) -> Result<(), XmError> {
     };
     let record = dom.parse().ok().and_then(|n| Record::load(DomId(n)));
     let record = record.ok_or_else(|| XmError::NoDomain(dom.clone()))?;
+    let lock = match PidFile::acquire(&record::monitor_lock(record.uuid)) {
+        Ok(lock) => lock,
+        // Another xm was faster: there is one, and that is all that counts.
+        Err(PidFileError::Held { .. }) => return detach_output(),
+        Err(error) => return Err(lock_failed(&error)),
+    };
     let host = Host {
         hypervisor: Client::connect(&paths::privcmd_socket())?,
         store: Store::connect()?,
@@ -129,10 +136,20 @@ pub fn main(args: &[String]) -> Result<(), XmError> {
         host,
         changed,
         record,
+        lock,
     };
     monitor.say("watching");
     detach_output()?;
-    monitor.run()
+    let ended = monitor.run();
+    if !monitor.record.kept {
+        // Nobody else waits for it: the domain is gone.
+        let _ = fs::remove_file(record::monitor_lock(monitor.record.uuid));
+    }
+    ended
+}
+
+fn lock_failed(error: &PidFileError) -> XmError {
+    XmError::Failed(format!("can't lock the monitor's file: {error}"))
 }
 
 /// Tells `xm create` that all is well, and lets go of its pipe.
@@ -146,6 +163,7 @@ struct Monitor {
     host: Host,
     changed: OwnedFd,
     record: Record,
+    lock: PidFile,
 }
 
 /// Whether the monitor has more to do.
@@ -229,7 +247,11 @@ impl Monitor {
             self.say("no core is dumped: this version has no such function");
         }
         match action {
-            Action::Preserve => Ok(Next::End),
+            Action::Preserve => {
+                self.record.kept = true;
+                self.record.save().map_err(life::LifeError::Record)?;
+                Ok(Next::End)
+            }
             Action::Destroy | Action::CoredumpDestroy => self.destroy(),
             Action::Restart | Action::CoredumpRestart => self.restart(false),
             Action::RenameRestart => self.restart(true),
@@ -260,7 +282,10 @@ impl Monitor {
         let images = Images::open(&old.config, &Progress::silent());
         let uuid = if rename {
             self.set_aside()?;
-            Uuid::new_v4()
+            let uuid = Uuid::new_v4();
+            self.lock = PidFile::acquire(&record::monitor_lock(uuid))
+                .map_err(|error| lock_failed(&error))?;
+            uuid
         } else {
             life::destroy(&mut self.host, old.dom(), old.uuid)?;
             old.uuid
@@ -299,6 +324,7 @@ impl Monitor {
                 Err(nodes::NameError::Store(error)) => return Err(error.into()),
             }
         }
+        record.kept = true;
         record.save().map_err(life::LifeError::Record)?;
         self.say(&format!("kept as {}", record.config.name));
         Ok(())

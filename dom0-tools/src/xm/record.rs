@@ -11,6 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use domus_privcmd::pidfile;
 use guest_abi::addr::{DomId, Mfn, Port};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -50,6 +51,9 @@ pub struct Record {
     pub restarts: u32,
     /// When it was restarted last: seconds since 1970.
     pub last_restart: Option<f64>,
+    /// It has ended and is kept as it is: its monitor has no more to do.
+    #[serde(default)]
+    pub kept: bool,
     /// The xenstore ring.
     pub store: Ring,
     /// The console ring.
@@ -112,15 +116,31 @@ impl Record {
 
     /// Removes it, unless another domain's has taken its place.
     pub fn remove(&self) {
+        // Already gone is as good.
         if Self::load(self.dom()).is_some_and(|r| r.uuid == self.uuid) {
-            // Already gone is as good.
             let _ = fs::remove_file(path_of(self.dom()));
         }
+        if !self.has_monitor() {
+            let _ = fs::remove_file(monitor_lock(self.uuid));
+        }
+    }
+
+    /// Whether the domain's monitor lives.
+    #[must_use]
+    pub fn has_monitor(&self) -> bool {
+        pidfile::holder(&monitor_lock(self.uuid)).is_some()
     }
 }
 
 fn dir() -> PathBuf {
     paths::run_dir().join("domains")
+}
+
+/// The file that a domain's monitor locks. It goes by the UUID, which a
+/// restart leaves as it is.
+#[must_use]
+pub fn monitor_lock(uuid: Uuid) -> PathBuf {
+    dir().join(format!("{uuid}.monitor"))
 }
 
 /// The file of a domain's record.

@@ -142,7 +142,7 @@ fn ask(host: &mut Host, domain: &Domain, request: Request) -> Result<(), XmError
 
 fn wait_for_end(host: &mut Host, mut domains: Vec<Domain>) -> Result<(), XmError> {
     while !domains.is_empty() {
-        let alive = host.infos()?;
+        let alive = host.guests()?;
         let mut left = Vec::new();
         for domain in domains {
             let now = alive.iter().find(|i| is_same(&domain, i));
