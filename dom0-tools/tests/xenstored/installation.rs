@@ -99,6 +99,20 @@ impl Installation {
         self.start();
     }
 
+    /// The most memory that the daemon has had, in bytes.
+    pub fn daemon_memory(&self) -> u64 {
+        let pid = self.daemon.as_ref().unwrap().id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+        let kib: u64 = line
+            .unwrap()
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap();
+        kib * 1024
+    }
+
     pub fn client(&self) -> Client {
         Client::connect_to(&self.socket()).unwrap()
     }
