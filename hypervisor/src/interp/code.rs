@@ -10,7 +10,7 @@
 use super::{
     decode::{Decoded, decode},
     exec::control,
-    host::{copy_out, same_bytes},
+    host::{IS_AMD, copy_out, same_bytes},
     op::{Halt, Op},
     pages::NumberMap,
     state::Cpu,
@@ -18,7 +18,6 @@ use super::{
 };
 use guest_abi::addr::Mfn;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
-use std::sync::LazyLock;
 
 /// Instructions in a block, so that the loop's checks come often enough.
 const BLOCK_INSTRUCTIONS: u32 = 48;
@@ -72,16 +71,14 @@ struct Bytes {
     second: Option<Mfn>,
 }
 
-static OPTIONS: LazyLock<u32> = LazyLock::new(|| {
-    let vendor = std::arch::x86_64::__cpuid(0);
-    // "AuthenticAMD" and "HygonGenuine" decode branches with 16-bit operands
-    // alike.
-    if matches!(vendor.ebx, 0x6874_7541 | 0x6f67_7948) {
+/// AMD's processors decode branches with 16-bit operands differently.
+fn decoder_options() -> u32 {
+    if *IS_AMD {
         DecoderOptions::AMD
     } else {
         DecoderOptions::NONE
     }
-});
+}
 
 impl CodeCache {
     /// An empty one.
@@ -214,6 +211,15 @@ pub fn single(cpu: &mut Cpu) -> Result<Block, Halt> {
     build(cpu, &page, 0, 1)
 }
 
+/// The instruction at `cpu.rip`, as far as its page has it.
+pub fn instruction(cpu: &mut Cpu) -> Option<Instruction> {
+    let page = cpu.fetch(cpu.rip).ok()?;
+    let mut buffer = [0; LONGEST];
+    let code = &mut buffer[..to_page_end(cpu.rip).min(LONGEST)];
+    copy_out(page.frame.ptr.at(cpu.rip), code);
+    Some(Decoder::with_ip(64, code, cpu.rip, decoder_options()).decode())
+}
+
 fn build(cpu: &mut Cpu, page: &Page, key: u64, limit: u32) -> Result<Block, Halt> {
     let mut code = Bytes {
         buffer: [0; BLOCK_BYTES],
@@ -258,7 +264,7 @@ impl Bytes {
 /// The operations of the instructions at the start of `bytes`, how many
 /// instructions they are, and their length.
 fn straight(bytes: &[u8], start: u64, limit: u32) -> (Vec<Op>, u32, usize) {
-    let mut decoder = Decoder::with_ip(64, bytes, start, *OPTIONS);
+    let mut decoder = Decoder::with_ip(64, bytes, start, decoder_options());
     let mut instruction = Instruction::default();
     let (mut ops, mut count, mut used) = (Vec::new(), 0, 0);
     while count < limit {

@@ -142,7 +142,7 @@ fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Choice {
             straight(swap::choose(i, shape))
         }
         M::Push | M::Pop | M::Pushfq | M::Popfq | M::Pushf | M::Popf | M::Enter | M::Leave => {
-            straight(stack::choose(i, shape, op))
+            straight(stack::choose(i, shape, op)).or_else(|| system::choose(i, shape, op))
         }
         _ => straight(data::choose(i, shape, op))
             .or_else(|| straight(string::choose(i, op)))

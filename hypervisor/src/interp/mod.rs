@@ -143,8 +143,22 @@ impl Interpreter {
         self.cpu.leave(context);
         self.counts.runs += 1;
         self.counts.traps += u64::from(matches!(exit, Exit::Trap(_)));
-        self.counts.unknown += u64::from(exit == Exit::Unknown);
+        if exit == Exit::Unknown {
+            self.counts.unknown += 1;
+            self.trace_unknown();
+        }
         exit
+    }
+
+    /// With tracing of this module, tells which instruction was not known.
+    #[cold]
+    fn trace_unknown(&mut self) {
+        if tracing::enabled!(tracing::Level::TRACE)
+            && let Some(instruction) = code::instruction(&mut self.cpu)
+        {
+            let (code, rip) = (instruction.code(), self.cpu.rip);
+            tracing::trace!(?code, rip = format_args!("{rip:#x}"), "unknown");
+        }
     }
 
     /// Drops what may have become stale since the last run.

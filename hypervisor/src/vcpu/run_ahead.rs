@@ -55,6 +55,8 @@ impl RunAhead {
             let leaf = cpuid.lookup(leaf, subleaf);
             [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
         }));
+        // What `rdmsr` of it gives as well.
+        interpreter.model().tsc_aux = Some(0);
         RunAhead {
             interpreter,
             places: Box::new([Place::default(); PLACES]),
@@ -123,6 +125,7 @@ impl Vcpu {
         if budget == 0 {
             return None;
         }
+        ahead.interpreter.model().selectors = Some(self.engine.selectors());
         let exit = ahead.interpreter.run(
             &mut self.state.context,
             root,

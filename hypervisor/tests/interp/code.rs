@@ -266,6 +266,69 @@ fn ring_3_cannot_pop_privileged_flags() {
 }
 
 #[test]
+fn selectors_can_be_read_and_null_ones_loaded_again() {
+    let selectors = [0x10, 0x33, 0x2b, 0, 0, 3];
+    // `mov eax, cs; hlt`, `mov bx, ss`, `mov [rsi], es`, `push gs; pop rcx`
+    let code = [
+        0x8c, 0xc8, 0x66, 0x8c, 0xd3, 0x8c, 0x06, 0x0f, 0xa8, 0x59, 0xf4,
+    ];
+    let mut guest = Guest::new(&code);
+    assert_eq!(guest.run(), Exit::Unknown);
+    guest.interpreter.model().selectors = Some(selectors);
+    *guest.gpr(reg::RAX) = u64::MAX;
+    *guest.gpr(reg::RBX) = u64::MAX;
+    assert_eq!(guest.run(), END);
+    assert_eq!(*guest.gpr(reg::RAX), 0x33);
+    assert_eq!(*guest.gpr(reg::RBX), 0xffff_ffff_ffff_002b);
+    assert_eq!(guest.machine.word(guest.data, 0).load(Relaxed), 0x10);
+    assert_eq!(*guest.gpr(reg::RCX), 3);
+    // `mov ds, ax`, `mov es, ax`, `mov gs, ax`: (value, outcome)
+    for (register, value, exit) in [
+        (0xd8, 0, END),
+        (0xd8, 3, Exit::Unknown),
+        (0xc0, 0x10, Exit::Unknown),
+        (0xc0, 0, Exit::Unknown),
+        (0xe8, 3, END),
+        (0xe8, 0x33, Exit::Unknown),
+    ] {
+        let mut guest = Guest::new(&[0x8e, register, 0xf4]);
+        guest.interpreter.model().selectors = Some(selectors);
+        *guest.gpr(reg::RAX) = value;
+        assert_eq!(guest.run(), exit, "{register:x} {value:x}");
+    }
+}
+
+#[test]
+fn iret_returns_within_ring_3() {
+    // `mov eax, ss; push rax; lea rax, [rsp + 8]; push rax; pushfq; or [rsp], 1;
+    // mov eax, cs; push rax; lea rax, [rip + 3]; push rax; iretq; hlt`
+    let code = [
+        0x8c, 0xd0, 0x50, 0x48, 0x8d, 0x44, 0x24, 0x08, 0x50, 0x9c, 0x83, 0x0c, 0x24, 0x01, 0x8c,
+        0xc8, 0x50, 0x48, 0x8d, 0x05, 0x03, 0, 0, 0, 0x50, 0x48, 0xcf, 0xf4,
+    ];
+    let mut guest = Guest::new(&code);
+    let stack = *guest.gpr(reg::RSP);
+    guest.interpreter.model().selectors = Some([0, 0x33, 0x2b, 0, 0, 0]);
+    assert_eq!((guest.run(), guest.context.rip), (END, CODE + 27));
+    assert_eq!(*guest.gpr(reg::RSP), stack);
+    assert_eq!(guest.context.rflags, 0x203);
+    // To another code segment, or single-stepping: for the engine.
+    for (word, value) in [(1, 0x23u64), (2, 0x302), (0, 1 << 63)] {
+        let mut guest = Guest::new(&[0x48, 0xcf, 0xf4]);
+        guest.interpreter.model().selectors = Some([0, 0x33, 0x2b, 0, 0, 0]);
+        let mut frame = [CODE + 2, 0x33, 0x202, DATA, 0x2b];
+        frame[word] = value;
+        for (at, value) in frame.iter().enumerate() {
+            let at = 0x800 + 8 * at as u64;
+            guest.machine.write(guest.data, at, &value.to_le_bytes());
+        }
+        let before = guest.context;
+        assert_eq!(guest.run(), Exit::Unknown);
+        assert_eq!(guest.context, before);
+    }
+}
+
+#[test]
 fn cpuid_and_time_come_from_the_model() {
     // `cpuid; hlt` and `rdtscp; hlt`
     let mut guest = Guest::new(&[0x0f, 0xa2, 0xf4]);

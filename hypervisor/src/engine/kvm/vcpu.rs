@@ -201,6 +201,17 @@ impl KvmVcpu {
         IMMEDIATE_EXIT.set(flag.cast());
     }
 
+    /// The selectors that ring 3 has loaded: ES, CS, SS, DS, FS and GS. Those
+    /// of code and stack are always the same.
+    #[must_use]
+    pub fn selectors(&self) -> [u16; 6] {
+        let sregs = &self.fd.sync_regs().sregs;
+        let (es, ds) = (sregs.es.selector, sregs.ds.selector);
+        let (fs, gs) = (sregs.fs.selector, sregs.gs.selector);
+        let (cs, ss) = (selector::USER_CODE, selector::USER_DATA);
+        [es, cs, ss, ds, fs, gs]
+    }
+
     /// What was counted so far.
     #[must_use]
     pub fn counts(&self) -> EngineCounts {

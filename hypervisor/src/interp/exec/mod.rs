@@ -45,6 +45,7 @@ pub mod alu;
 pub mod bits;
 pub mod control;
 pub mod data;
+pub mod segment;
 pub mod shift;
 pub mod stack;
 pub mod string;

@@ -12,7 +12,11 @@ use crate::interp::{
 use iced_x86::{Code, Instruction, OpKind, Register};
 
 /// Flags that `popf` in ring 3 can change.
-const POPPED: u64 = ARITHMETIC | DF | TF | AC | (1 << 14) | (1 << 21);
+pub(super) const POPPED: u64 = ARITHMETIC | DF | TF | AC | (1 << 14) | (1 << 21);
+
+/// Flags that only the engine can give their effect: single-stepping and
+/// alignment checks.
+pub(super) const FOR_ENGINE: u64 = TF | AC;
 
 impl Cpu {
     /// Pushes a word.
@@ -75,10 +79,9 @@ fn pushf(cpu: &mut Cpu, _: &Op) -> Outcome {
     Ok(Flow::Next)
 }
 
-/// Single-stepping and alignment checks are for the engine.
 fn popf(cpu: &mut Cpu, _: &Op) -> Outcome {
     let (value, stack) = cpu.top::<u64>()?;
-    if value & (TF | AC) != 0 {
+    if value & FOR_ENGINE != 0 {
         return cpu.halt(Stop::Unknown);
     }
     let kept = cpu.rflags() & !POPPED;

@@ -5,13 +5,14 @@
 //! above decides whether to emulate it. When in doubt, an instruction is
 //! unknown: the engine has the last word.
 
+use super::segment;
 use crate::interp::{
     decode::{Choice, Form, Shape},
     host::{Word, time_stamp},
     op::{Flow, Handler, Op, Outcome, slot},
-    state::{Cpu, Stop, canonical, vector},
+    state::{Cpu, Stop, vector},
 };
-use iced_x86::{Code, Instruction, Mnemonic};
+use iced_x86::{Instruction, Mnemonic};
 use std::sync::atomic::{Ordering, fence};
 
 /// An instruction that somebody else has to execute.
@@ -74,6 +75,14 @@ fn rdtscp(cpu: &mut Cpu, op: &Op) -> Outcome {
     rdtsc(cpu, op)
 }
 
+fn rdpid(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let Some(aux) = cpu.model.tsc_aux else {
+        return cpu.halt(Stop::Unknown);
+    };
+    cpu.set(op.dst, u64::from(aux));
+    Ok(Flow::Next)
+}
+
 fn cpuid(cpu: &mut Cpu, _: &Op) -> Outcome {
     let (leaf, subleaf) = (cpu.get(slot::RAX), cpu.get(slot::RCX));
     let Some(answer) = cpu.model.cpuid.as_ref().map(|f| f(leaf, subleaf)) else {
@@ -86,38 +95,7 @@ fn cpuid(cpu: &mut Cpu, _: &Op) -> Outcome {
     Ok(Flow::Next)
 }
 
-fn read_base<const SLOT: u8, W: Word>(cpu: &mut Cpu, op: &Op) -> Outcome {
-    let base = cpu.get::<u64>(SLOT);
-    cpu.set(op.dst, W::low(base));
-    Ok(Flow::Next)
-}
-
-fn write_base<const SLOT: u8, W: Word>(cpu: &mut Cpu, op: &Op) -> Outcome {
-    let base = cpu.get::<W>(op.dst).zext();
-    if !canonical(base) {
-        return cpu.fault(vector::GP, 0);
-    }
-    cpu.set(SLOT, base);
-    Ok(Flow::Next)
-}
-
-fn segment_base(i: &Instruction) -> Option<Handler> {
-    const FS: u8 = slot::FS;
-    const GS: u8 = slot::GS;
-    Some(match i.code() {
-        Code::Rdfsbase_r32 => read_base::<FS, u32>,
-        Code::Rdfsbase_r64 => read_base::<FS, u64>,
-        Code::Rdgsbase_r32 => read_base::<GS, u32>,
-        Code::Rdgsbase_r64 => read_base::<GS, u64>,
-        Code::Wrfsbase_r32 => write_base::<FS, u32>,
-        Code::Wrfsbase_r64 => write_base::<FS, u64>,
-        Code::Wrgsbase_r32 => write_base::<GS, u32>,
-        Code::Wrgsbase_r64 => write_base::<GS, u64>,
-        _ => return None,
-    })
-}
-
-fn straight(i: &Instruction, shape: Shape) -> Option<Handler> {
+fn straight(i: &Instruction, shape: Shape, op: &mut Op) -> Option<Handler> {
     use Mnemonic as M;
     match i.mnemonic() {
         M::Mfence | M::Lfence | M::Sfence => Some(mfence),
@@ -125,7 +103,8 @@ fn straight(i: &Instruction, shape: Shape) -> Option<Handler> {
         M::Rdtsc => Some(rdtsc),
         M::Rdtscp => Some(rdtscp),
         M::Cpuid => Some(cpuid),
-        _ => segment_base(i),
+        M::Rdpid => Some(rdpid),
+        _ => segment::choose(i, shape, op),
     }
 }
 
@@ -140,6 +119,7 @@ fn ending(i: &Instruction, op: &mut Op) -> Option<Handler> {
     match i.mnemonic() {
         M::Syscall => Some(syscall),
         M::Int3 => Some(int3),
+        M::Iretq => Some(segment::iretq(op)),
         // Vectors 3 and 4 have gates for ring 3.
         M::Int if !matches!(i.immediate8(), 3 | 4) => {
             op.imm = u64::from(i.immediate8());
@@ -180,7 +160,7 @@ pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Choice {
     if i.has_lock_prefix() {
         return None;
     }
-    straight(i, shape)
+    straight(i, shape, op)
         .map(|run| (run, false))
         .or_else(|| ending(i, op).map(|run| (run, true)))
 }

@@ -22,5 +22,18 @@ pub use memory::{FramePtr, HostPtr, Memory, copy_out, same_bytes, time_stamp};
 pub use muldiv::MulDiv;
 pub use word::Word;
 
+use std::sync::LazyLock;
+
+/// Whether this is a processor of AMD's line: some instructions differ.
+pub static IS_AMD: LazyLock<bool> = LazyLock::new(|| {
+    let vendor = std::arch::x86_64::__cpuid(0).ebx;
+    // "AuthenticAMD" and "HygonGenuine".
+    matches!(vendor, 0x6874_7541 | 0x6f67_7948)
+});
+
+/// Whether loading a null selector into FS or GS clears the base; where it is
+/// not certain, no.
+pub static NULL_CLEARS_BASE: LazyLock<bool> = LazyLock::new(|| !*IS_AMD);
+
 /// The register file: `op::slot` says what lies where.
 pub type Registers = [u64; 32];

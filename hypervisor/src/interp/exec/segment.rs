@@ -1,0 +1,160 @@
+//! Segment registers: their bases, what can be done with selectors without a
+//! descriptor table, and `iret` to where it came from.
+//!
+//! Law: the interpreter knows no descriptors. A selector is loaded only if it
+//! is null and the register holds it already, which changes nothing but the base.
+
+use super::stack::{FOR_ENGINE, POPPED};
+use crate::interp::{
+    decode::Shape,
+    host::{NULL_CLEARS_BASE, Word},
+    op::{Flow, Handler, Op, Outcome, slot},
+    state::{Cpu, Stop, canonical, vector},
+};
+use iced_x86::{Code, Instruction, OpKind, Register};
+
+/// Indices into [`Model::selectors`](crate::interp::Model::selectors).
+const CS: usize = 1;
+const SS: usize = 2;
+const FS: usize = 4;
+const GS: usize = 5;
+/// NT: `iret` would be a task switch.
+const NESTED_TASK: u64 = 1 << 14;
+
+fn read_base<const SLOT: u8, W: Word>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let base = cpu.get::<u64>(SLOT);
+    cpu.set(op.dst, W::low(base));
+    Ok(Flow::Next)
+}
+
+fn write_base<const SLOT: u8, W: Word>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let base = cpu.get::<W>(op.dst).zext();
+    if !canonical(base) {
+        return cpu.fault(vector::GP, 0);
+    }
+    cpu.set(SLOT, base);
+    Ok(Flow::Next)
+}
+
+/// The selector whose index is the immediate.
+fn selector(cpu: &Cpu, op: &Op) -> Option<u16> {
+    let selectors = cpu.model.selectors.as_ref()?;
+    selectors.get(usize::try_from(op.imm).ok()?).copied()
+}
+
+fn store_selector<const MEM: bool, W: Word>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let Some(selector) = selector(cpu, op) else {
+        return cpu.halt(Stop::Unknown);
+    };
+    if MEM {
+        cpu.store(cpu.address(op), selector)?;
+    } else {
+        cpu.set(op.dst, W::low(selector.into()));
+    }
+    Ok(Flow::Next)
+}
+
+fn push_selector(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let Some(selector) = selector(cpu, op) else {
+        return cpu.halt(Stop::Unknown);
+    };
+    cpu.push(u64::from(selector))?;
+    Ok(Flow::Next)
+}
+
+fn load_selector<const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let value = super::operand::<MEM, u16>(cpu, op, op.dst)?;
+    if value > 3 || selector(cpu, op) != Some(value) {
+        return cpu.halt(Stop::Unknown);
+    }
+    let base = match usize::try_from(op.imm) {
+        Ok(FS) => slot::FS,
+        Ok(GS) => slot::GS,
+        _ => return Ok(Flow::Next),
+    };
+    if *NULL_CLEARS_BASE {
+        cpu.set(base, 0u64);
+    } else if cpu.get::<u64>(base) != 0 {
+        return cpu.halt(Stop::Unknown);
+    }
+    Ok(Flow::Next)
+}
+
+/// `iretq` within ring 3 and the same segments.
+fn return_within_ring(cpu: &mut Cpu, _: &Op) -> Outcome {
+    let stack = cpu.get::<u64>(slot::RSP);
+    let mut frame = [0u64; 5];
+    for (word, offset) in frame.iter_mut().zip((0..).step_by(8)) {
+        *word = cpu.load(stack.wrapping_add(offset))?;
+    }
+    let [rip, cs, rflags, rsp, ss] = frame;
+    let same = cpu
+        .model
+        .selectors
+        .is_some_and(|now| u64::from(now[CS]) == cs & 0xffff && u64::from(now[SS]) == ss & 0xffff);
+    let odd = rflags & FOR_ENGINE != 0 || cpu.other_flags & NESTED_TASK != 0;
+    if !same || odd || !canonical(rip) {
+        return cpu.halt(Stop::Unknown);
+    }
+    let kept = cpu.rflags() & !POPPED;
+    cpu.set_rflags(kept | (rflags & POPPED));
+    cpu.set(slot::RSP, rsp);
+    cpu.jump(rip)
+}
+
+/// The handler for `iretq`.
+pub fn iretq(op: &mut Op) -> Handler {
+    op.scale |= Op::STACK;
+    return_within_ring
+}
+
+/// The number of a segment register.
+fn number(register: Register) -> Option<u64> {
+    register
+        .is_segment_register()
+        .then(|| register.number() as u64)
+}
+
+fn choose_store(i: &Instruction, shape: Shape, op: &mut Op) -> Option<Handler> {
+    op.imm = number(i.op1_register())?;
+    Some(match (shape.memory, shape.width) {
+        (true, _) => store_selector::<true, u16>,
+        (false, 2) => store_selector::<false, u16>,
+        (false, _) => store_selector::<false, u64>,
+    })
+}
+
+fn choose_load(i: &Instruction, shape: Shape, op: &mut Op) -> Option<Handler> {
+    op.imm = number(i.op0_register())?;
+    Some(if shape.memory {
+        load_selector::<true>
+    } else {
+        load_selector::<false>
+    })
+}
+
+/// The handler for an instruction of this family.
+pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Option<Handler> {
+    Some(match i.code() {
+        Code::Rdfsbase_r32 => read_base::<{ slot::FS }, u32>,
+        Code::Rdfsbase_r64 => read_base::<{ slot::FS }, u64>,
+        Code::Rdgsbase_r32 => read_base::<{ slot::GS }, u32>,
+        Code::Rdgsbase_r64 => read_base::<{ slot::GS }, u64>,
+        Code::Wrfsbase_r32 => write_base::<{ slot::FS }, u32>,
+        Code::Wrfsbase_r64 => write_base::<{ slot::FS }, u64>,
+        Code::Wrgsbase_r32 => write_base::<{ slot::GS }, u32>,
+        Code::Wrgsbase_r64 => write_base::<{ slot::GS }, u64>,
+        Code::Mov_rm16_Sreg | Code::Mov_r32m16_Sreg | Code::Mov_r64m16_Sreg => {
+            return choose_store(i, shape, op);
+        }
+        Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
+            return choose_load(i, shape, op);
+        }
+        Code::Pushq_FS | Code::Pushq_GS if i.op0_kind() == OpKind::Register => {
+            op.imm = number(i.op0_register())?;
+            op.scale |= Op::STACK;
+            push_selector
+        }
+        _ => return None,
+    })
+}
