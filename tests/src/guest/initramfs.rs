@@ -3,6 +3,7 @@
 //! ```text
 //! /init           busybox init: starts rcS, then a shell on hvc0, for ever
 //! /etc/init.d/rcS mounts, then prints READY
+//! /etc/init.d/rcK unmounts what can be unmounted
 //! /sbin/poweroff  what the kernel runs for control/shutdown = "poweroff"
 //! /sbin/reboot    ... and for "reboot"
 //! ```
@@ -23,9 +24,10 @@ const INITTAB: &str = "\
 ::sysinit:/etc/init.d/rcS
 hvc0::respawn:-/bin/sh
 ::ctrlaltdel:/sbin/reboot
-::shutdown:/bin/umount -a -r
+::shutdown:/etc/init.d/rcK
 ";
 
+const RCK: &str = "#!/bin/sh\nsync\numount -a -r 2>/dev/null\n";
 const PASSWD: &str = "root::0:0:root:/root:/bin/sh\n";
 const GROUP: &str = "root:x:0:\n";
 
@@ -81,6 +83,7 @@ pub fn build(busybox: &[u8], applets: &[&str]) -> std::io::Result<Vec<u8>> {
     archive.add("etc/group", Entry::File(0o644, GROUP.as_bytes()));
     archive.add("etc/profile", Entry::File(0o644, profile().as_bytes()));
     archive.add("etc/init.d/rcS", Entry::File(0o755, rc().as_bytes()));
+    archive.add("etc/init.d/rcK", Entry::File(0o755, RCK.as_bytes()));
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(&archive.finish())?;
     gzip.finish()

@@ -27,7 +27,7 @@ pub use initramfs::{PROMPT, READY};
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 /// Rises when the user space changes, so that an old one is not used.
-const INITRAMFS: &str = "initramfs-1.gz";
+const INITRAMFS: &str = "initramfs-2.gz";
 
 /// What a domain's configuration needs.
 #[derive(Debug, Clone)]
