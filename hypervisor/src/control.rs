@@ -184,7 +184,7 @@ impl Hypervisor {
                 })?;
                 let pinned = domain
                     .space
-                    .foreign_update(|mm, tables| mm.pin_table(tables, level, Mfn(mfn)));
+                    .foreign_try(|mm, tables| mm.pin_table(tables, level, Mfn(mfn)));
                 pinned.map(|()| Answer::DONE).map_err(|errno| {
                     failure(errno, format!("frame {mfn:#x} of domain {dom} is not a valid level-{level:?} page table"))
                 })

@@ -41,6 +41,10 @@ use std::{
 };
 use uuid::Uuid;
 
+/// Tables that one paging operation may deal with while it holds the lock:
+/// some tens of milliseconds.
+const PAGING_BUDGET: u32 = 4096;
+
 /// Frames of a guest's grant table, as Xen's default (`gnttab_max_frames`).
 const MAX_GRANT_FRAMES: u32 = 64;
 
@@ -170,6 +174,7 @@ impl Domain {
             source,
         };
         let mut paging = Paging::new(BASE_MFN, spec.max_pages, vcpu_count).map_err(paging_error)?;
+        paging.set_budget(PAGING_BUDGET);
         paging
             .share_low_frame(MFN_SHARED_INFO, LowAccess::ReadWrite)
             .map_err(paging_error)?;

@@ -299,7 +299,7 @@ mod tests {
         assert_eq!(low.start() + low.bytes(), ram.start());
         assert!(ram.start() + ram.bytes() <= m2p.start());
         assert_eq!(memory.load(MachineAddr(ram.start() + ram.bytes())), None);
-        assert_eq!(memory.load(MachineAddr(u64::MAX & !7)), None);
+        assert_eq!(memory.load(MachineAddr(!7)), None);
         assert_eq!(memory.load(MachineAddr(memory.end() - 8)), Some(0));
         assert_eq!(memory.load(MachineAddr(memory.end())), None);
     }

@@ -17,7 +17,10 @@ use crate::{
     shared_words::SharedWords,
     vcpu::{VcpuShared, request},
 };
-use guest_abi::addr::{DomId, MachineAddr, Mfn, VcpuId};
+use guest_abi::{
+    addr::{DomId, MachineAddr, Mfn, VcpuId},
+    errno::Errno,
+};
 use std::{
     cell::{Cell, RefCell},
     ptr::NonNull,
@@ -129,6 +132,23 @@ impl Space {
             vcpu.request(request::FLUSH);
         }
         others().for_each(|vcpu| vcpu.wait_for(request::FLUSH));
+    }
+
+    /// Like [`foreign_update`](Self::foreign_update), for an operation that may
+    /// have to be repeated because it takes long.
+    ///
+    /// # Errors
+    /// The operation's.
+    pub fn foreign_try<R>(
+        &self,
+        mut op: impl FnMut(&mut Paging, &Tables<'_>) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        loop {
+            match self.foreign_update(&mut op) {
+                Err(Errno::ERESTART) => std::thread::yield_now(),
+                result => return result,
+            }
+        }
     }
 
     /// Runs a paging operation for Dom0, not on a vCPU of the domain.

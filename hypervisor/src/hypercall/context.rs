@@ -29,9 +29,11 @@ pub fn install(
         return Err(Errno::EEXIST);
     }
     check(&context)?;
-    domain.space.foreign_update(|mm, tables| {
-        take(mm, tables, id, &context).inspect_err(|_| {
-            let _ = mm.release_vcpu(tables, id);
+    domain.space.foreign_try(|mm, tables| {
+        take(mm, tables, id, &context).inspect_err(|error| {
+            if *error != Errno::ERESTART {
+                let _ = mm.release_vcpu(tables, id);
+            }
         })
     })?;
     shared.set_initial(context);

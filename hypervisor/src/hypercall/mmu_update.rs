@@ -50,7 +50,7 @@ pub(super) fn mmu_update(
                 .wrapping_add(u64::from(carried_out) * size_of::<MmuUpdate>() as u64);
             let rest = [
                 (reg::RDI, next),
-                (reg::RSI, u64::from(count - carried_out | PREEMPTED)),
+                (reg::RSI, u64::from((count - carried_out) | PREEMPTED)),
             ];
             return Ok(vcpu.restart(HYPERVISOR_MMU_UPDATE, &rest));
         }

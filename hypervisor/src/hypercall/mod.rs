@@ -215,7 +215,6 @@ fn grants(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt, count: u32) -> Outcome {
                 count: left,
             } if vcpu.should_yield() => {
                 let rest = [(reg::RSI, rest.0), (reg::RDX, left.into())];
-                drop(access);
                 return Ok(vcpu.restart(HYPERVISOR_GRANT_TABLE_OP, &rest));
             }
             Progress::Continue {

@@ -40,7 +40,7 @@ pub(super) fn set_segment_base(vcpu: &mut Vcpu, which: u32, base: u64) -> Outcom
 fn load_gs_selector(vcpu: &mut Vcpu, selector: u64) -> Outcome {
     let selector = u16::try_from(selector & 0xffff).unwrap_or(0);
     let id = vcpu.shared.id;
-    let descriptor = vcpu.update(|mm, tables| mm.read_descriptor(tables, id, selector));
+    let descriptor = vcpu.lock_mm().read_descriptor(&vcpu.tables(), id, selector);
     let base = descriptor.map_or(0, |d| d >> 16 & 0xff_ffff | d >> 56 << 24);
     *vcpu.state.gs_base_user() = base;
     OK

@@ -109,7 +109,7 @@ fn register_vcpu_info(vcpu: &Vcpu, target: &VcpuShared, arg: GuestVirt) -> Outco
     vcpu.update(|mm, tables| mm.get_writable(tables, frame))?;
     let registered = vcpu.domain.delivery.register(target.id, frame, arg.offset);
     registered.map_err(|error| {
-        vcpu.update(|mm, tables| mm.put_writable(tables, frame));
+        vcpu.lock_mm().put_writable(&vcpu.tables(), frame);
         error.errno()
     })?;
     vcpu.domain.space.note_written(frame);

@@ -25,7 +25,7 @@ use crate::{
     paging::Paging,
     space::Tables,
 };
-use guest_abi::addr::Port;
+use guest_abi::{addr::Port, errno::Errno};
 use std::{
     cell::{Cell, RefCell},
     sync::{Arc, MutexGuard},
@@ -71,6 +71,8 @@ pub struct Vcpu {
     /// What the guest has set.
     pub state: GuestState,
     time: VcpuTime,
+    /// Host CPUs as last applied.
+    affinity: Vec<u32>,
     /// Whether it sleeps.
     pub wait: Wait,
     /// The hypercall is an element of a `multicall`.
@@ -101,9 +103,22 @@ impl Vcpu {
         }
     }
 
-    /// Runs a paging operation on this vCPU.
-    pub fn update<R>(&self, op: impl FnOnce(&mut Paging, &Tables<'_>) -> R) -> R {
-        op(&mut self.lock_mm(), &self.tables())
+    /// Runs a paging operation on this vCPU. One that takes long lets go of the
+    /// lock now and then, and goes on where it stopped.
+    ///
+    /// # Errors
+    /// The operation's.
+    pub fn update<R>(
+        &self,
+        mut op: impl FnMut(&mut Paging, &Tables<'_>) -> Result<R, Errno>,
+    ) -> Result<R, Errno> {
+        loop {
+            let result = op(&mut self.lock_mm(), &self.tables());
+            match result {
+                Err(Errno::ERESTART) if !self.domain.is_dying() => std::thread::yield_now(),
+                result => return result,
+            }
+        }
     }
 
     /// Drops cached translations at the next entry.
@@ -166,11 +181,7 @@ impl Vcpu {
     }
 
     /// Ports for [`EventChannels::poll`](crate::events::EventChannels::poll).
-    pub(crate) fn poll(
-        &mut self,
-        ports: &[Port],
-        deadline: Option<u64>,
-    ) -> Result<(), guest_abi::errno::Errno> {
+    pub(crate) fn poll(&mut self, ports: &[Port], deadline: Option<u64>) -> Result<(), Errno> {
         use crate::events::PollOutcome;
         match self
             .domain

@@ -64,6 +64,7 @@ impl Vcpu {
             shared,
             wait: Wait::No,
             in_multicall: false,
+            affinity: Vec::new(),
             engine,
             writes: Default::default(),
             flush: true.into(),
@@ -123,20 +124,22 @@ impl Vcpu {
         self.flush();
     }
 
-    fn apply_affinity(&self) {
+    /// Keeps this thread to the host CPUs that Dom0 chose; none is any.
+    fn apply_affinity(&mut self) {
         let cpus = self.shared.affinity();
+        if cpus == self.affinity {
+            return;
+        }
         let mut set = CpuSet::new();
-        let wanted: Vec<u32> = if cpus.is_empty() {
-            (0..CpuSet::count() as u32).collect()
-        } else {
-            cpus
-        };
-        for cpu in wanted {
-            let _ = set.set(cpu as usize);
+        let chosen =
+            |cpu: usize| cpus.is_empty() || cpus.iter().any(|c| usize::try_from(*c) == Ok(cpu));
+        for cpu in (0..CpuSet::count()).filter(|cpu| chosen(*cpu)) {
+            let _ = set.set(cpu);
         }
         if let Err(error) = sched_setaffinity(Pid::from_raw(0), &set) {
             tracing::warn!(domain = self.domain.id.0, vcpu = self.shared.id.0, %error, "affinity not applied");
         }
+        self.affinity = cpus;
     }
 
     fn serve(&mut self, requests: u32) {

@@ -50,15 +50,15 @@ pub const IDT: u64 = MONITOR + 0x1000;
 pub const GDT: u64 = MONITOR + 0x2000;
 
 /// Bytes of one vector's stub.
-pub const STUB_BYTES: u64 = 16;
+pub const STUB_BYTES: usize = 16;
 /// Offset of the entry routine in the stub page.
-pub const ENTRY_OFFSET: u64 = 0x800;
+pub const ENTRY_OFFSET: usize = 0x800;
 /// Page-table writes that one entry can carry.
 pub const ENTRY_WRITES: usize = 512;
 /// Bytes of one unrolled write of the entry routine.
 pub const ENTRY_WRITE_BYTES: u64 = 3;
 /// Where the entry routine ends: what follows restores rdi and returns.
-pub const ENTRY_END: u64 = STUBS + ENTRY_OFFSET + ENTRY_WRITES as u64 * ENTRY_WRITE_BYTES;
+pub const ENTRY_END: u64 = STUBS + ENTRY_OFFSET as u64 + ENTRY_WRITES as u64 * ENTRY_WRITE_BYTES;
 
 /// The frame of `shared_info`: the highest of the area, so that its machine
 /// *address* is no machine frame *number* of a domain below 64 GiB. (GRUB's PV

@@ -38,7 +38,7 @@ pub fn install(memory: &MachineMemory, vcpus: u32) -> Option<HypervisorSlots> {
 
 fn write_stubs(memory: &MachineMemory) -> Option<()> {
     let mut page = [0xf4; 4096]; // hlt
-    for stub in page[..at::ENTRY_OFFSET as usize].chunks_exact_mut(at::STUB_BYTES as usize) {
+    for stub in page[..at::ENTRY_OFFSET].chunks_exact_mut(at::STUB_BYTES) {
         stub[..2].copy_from_slice(&[0xe6, at::PORT_TRAP]); // out %al, $port
     }
     let mut code = Vec::new();
@@ -46,7 +46,7 @@ fn write_stubs(memory: &MachineMemory) -> Option<()> {
         code.extend([0x5f, 0x8f, 0x07]); // pop %rdi; popq (%rdi)
     }
     code.extend([0x5f, 0x48, 0xcf]); // pop %rdi; iretq
-    let start = at::ENTRY_OFFSET as usize;
+    let start = at::ENTRY_OFFSET;
     page[start..start + code.len()].copy_from_slice(&code);
     memory.write(at::MFN_STUBS.addr()?, &page)
 }
@@ -60,7 +60,7 @@ fn write_syscall_page(memory: &MachineMemory) -> Option<()> {
 fn write_idt(memory: &MachineMemory) -> Option<()> {
     let base = at::MFN_IDT.addr()?.0;
     for vector in 0..32u64 {
-        let handler = at::STUBS + vector * at::STUB_BYTES;
+        let handler = at::STUBS + vector * at::STUB_BYTES as u64;
         // int3 and into may come from ring 3 as instructions.
         let dpl: u64 = if vector == 3 || vector == 4 { 3 } else { 0 };
         let low = (handler & 0xffff)

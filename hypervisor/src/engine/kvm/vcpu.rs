@@ -283,12 +283,15 @@ impl KvmVcpu {
     fn place(&self) -> Place {
         let sync = self.fd.sync_regs();
         let rip = sync.regs.rip;
-        if (at::STUBS + at::ENTRY_OFFSET..at::STUBS + 4096).contains(&rip) {
+        if (at::STUBS + at::ENTRY_OFFSET as u64..at::STUBS + 4096).contains(&rip) {
             return Place::Entry;
         }
         let pending = sync.events.exception.injected | sync.events.exception.pending;
         let landing = (at::SYSCALL_PAGE..at::SYSCALL_PAGE + 4096).contains(&rip);
-        if landing || pending != 0 || (at::STUBS..at::STUBS + at::ENTRY_OFFSET).contains(&rip) {
+        if landing
+            || pending != 0
+            || (at::STUBS..at::STUBS + at::ENTRY_OFFSET as u64).contains(&rip)
+        {
             return Place::Stub;
         }
         Place::Guest
@@ -419,7 +422,7 @@ impl KvmVcpu {
     }
 
     fn carry_out(&mut self, batch: &[TableWrite], entry: &Entry<'_>) -> Result<(), EngineError> {
-        let done = at::STUBS + STUB_DONE * at::STUB_BYTES;
+        let done = at::STUBS + STUB_DONE * at::STUB_BYTES as u64;
         let frame = [
             done,
             u64::from(selector::KERNEL_CODE),
@@ -439,7 +442,7 @@ impl KvmVcpu {
             self.fd.set_sync_dirty_reg(SyncReg::Register);
             let out = self.enter()?;
             let rip = self.fd.sync_regs().regs.rip;
-            if out.is_some() && (done..done + at::STUB_BYTES).contains(&rip) {
+            if out.is_some() && (done..done + at::STUB_BYTES as u64).contains(&rip) {
                 self.counts.table_writes += batch.len() as u64;
                 return Ok(());
             }
@@ -462,11 +465,13 @@ impl KvmVcpu {
             return Ok(Some(Trap::Syscall));
         }
         if let Some(offset) = rip.checked_sub(at::STUBS)
-            && offset < 32 * at::STUB_BYTES
+            && offset < 32 * at::STUB_BYTES as u64
         {
-            return self.exception(context, offset / at::STUB_BYTES).map(Some);
+            return self
+                .exception(context, offset / at::STUB_BYTES as u64)
+                .map(Some);
         }
-        if rip >= at::MONITOR && rip < at::ALIAS {
+        if (at::MONITOR..at::ALIAS).contains(&rip) {
             return Err(self.stopped("the monitor left at an unknown place"));
         }
         // Ring-3 code used the syscall page's port itself.
