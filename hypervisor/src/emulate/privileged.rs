@@ -66,6 +66,15 @@ pub fn prefixed_cpuid(context: &mut Context, policy: &CpuidPolicy, bytes: &[u8])
     Some(())
 }
 
+/// A plain `cpuid`, which any mode may use where it faults. `None` when the
+/// bytes are something else.
+pub fn plain_cpuid(context: &mut Context, policy: &CpuidPolicy, bytes: &[u8]) -> Option<()> {
+    bytes.starts_with(&[0x0f, 0xa2]).then_some(())?;
+    cpuid(context, policy);
+    context.rip = context.rip.wrapping_add(2);
+    Some(())
+}
+
 /// The vector of an `int n` (any mode) with its length.
 #[must_use]
 pub fn software_interrupt(bytes: &[u8]) -> Option<(u8, u8)> {

@@ -51,6 +51,8 @@ impl RunAhead {
     #[must_use]
     pub fn new(space: Arc<Space>, cpuid: CpuidPolicy) -> Self {
         let mut interpreter = Interpreter::new(space);
+        // TSC_AUX is 0 in guests, see `emulate::msr`.
+        interpreter.model().tsc_aux = Some(0);
         interpreter.model().cpuid = Some(Box::new(move |leaf, subleaf| {
             let leaf = cpuid.lookup(leaf, subleaf);
             [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]

@@ -110,8 +110,15 @@ impl Vcpu {
             let vector = u8::try_from(error >> 3 & 0xff).unwrap_or(0);
             return self.software_interrupt(vector, 2);
         }
-        if error == 0 && !self.state.user_mode {
+        if error == 0 {
             let code = self.fetch();
+            let policy = &self.domain.cpuid;
+            if privileged::plain_cpuid(&mut self.state.context, policy, &code).is_some() {
+                return Ok(());
+            }
+            if self.state.user_mode {
+                return self.bounce(self.state.trap_handler(13), Some(error));
+            }
             let first = self.is_first();
             match privileged::emulate(&mut self.state, &self.domain.cpuid, first, &code) {
                 Outcome::Done => return Ok(()),

@@ -217,7 +217,7 @@ fn more_writes_than_a_list_holds_are_all_done() {
     assert_eq!(guest.run(), Trap::Syscall);
     for round in 0..1300 {
         guest.writes.push(TableWrite {
-            addr: word(3, 16 + round % 400),
+            addr: word(10 + round / 500, round % 500),
             forget_frame: false,
         });
     }
@@ -266,4 +266,27 @@ fn costs_are_printed() {
     let start = Instant::now();
     (0..2000).for_each(|_| assert!(matches!(guest.run(), Trap::Exception { vector: 6, .. })));
     println!("#UD trap: {:?}", per(2000, start));
+}
+
+#[test]
+fn cpuid_in_ring_3_shows_no_more_than_the_table() {
+    // cpuid; mov %rcx, %r8; syscall
+    let mut guest = TinyGuest::new(&[0x0f, 0xa2, 0x49, 0x89, 0xc8, 0x0f, 0x05]);
+    guest.context.gpr[reg::RAX] = 1;
+    match guest.run() {
+        // It faults, and is answered from the table by who handles the fault.
+        Trap::Exception {
+            vector: 13,
+            error: 0,
+            ..
+        } => assert_eq!(guest.context.rip, CODE),
+        // KVM answered, from the table that it was given.
+        trap => {
+            assert_eq!(trap, Trap::Syscall);
+            let kvm = Kvm::new().unwrap();
+            let host = KvmVm::supported_cpuid(&kvm).unwrap();
+            let shown = CpuidPolicy::new(&host, (4, 17), 1).lookup(1, 0);
+            assert_eq!(guest.context.gpr[reg::R8] & !u64::from(shown.ecx), 0);
+        }
+    }
 }

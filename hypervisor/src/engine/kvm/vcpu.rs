@@ -40,6 +40,10 @@ const CR3_FLIP: u64 = 1 << 3;
 const MSR_STAR: u32 = 0xc000_0081;
 const MSR_LSTAR: u32 = 0xc000_0082;
 const MSR_SFMASK: u32 = 0xc000_0084;
+const MSR_PLATFORM_INFO: u32 = 0xce;
+const MSR_MISC_FEATURES_ENABLES: u32 = 0x140;
+/// The bit of [`MSR_PLATFORM_INFO`] that offers CPUID faulting.
+const CPUID_FAULTING: u64 = 1 << 31;
 /// Flags that ring-3 code may have set: CF PF AF ZF SF TF DF OF AC ID, RF.
 const USER_FLAGS: u64 = 0x0025_0dd5;
 /// IF and the bit that is always set.
@@ -159,7 +163,28 @@ impl KvmVcpu {
         self.fd
             .set_msrs(&msrs)
             .map_err(EngineError::kvm("KVM_SET_MSRS"))?;
+        self.make_cpuid_fault();
         Ok(())
+    }
+
+    /// Makes `cpuid` in ring 3 fault, so that it is answered from the domain's
+    /// table. A KVM that runs ring 3 natively otherwise shows the hardware's
+    /// features, whose state the guest kernel, which was shown fewer, does not
+    /// save.
+    fn make_cpuid_fault(&self) {
+        let entry = |index, data| kvm_bindings::kvm_msr_entry {
+            index,
+            data,
+            ..Default::default()
+        };
+        let list = [
+            entry(MSR_PLATFORM_INFO, CPUID_FAULTING),
+            entry(MSR_MISC_FEATURES_ENABLES, 1),
+        ];
+        let done = kvm_bindings::Msrs::from_entries(&list).map(|msrs| self.fd.set_msrs(&msrs));
+        if !matches!(done, Ok(Ok(2))) {
+            tracing::debug!(?done, "no CPUID faulting: cpuid is answered by KVM");
+        }
     }
 
     /// The guest reads the host's TSC: then the clock is one function of it
