@@ -7,6 +7,9 @@
 //! Hypervisor::domains -> life -> mm -> grants -> events -> VcpuShared's own
 //! ```
 //!
+//! (A grant table's lock against growing twice stands before `mm`. Nothing is
+//! called with `life` held.)
+//!
 //! `life` decides whether vCPUs may run. It is written by Dom0 and by the
 //! guest's own shutdown, and read by each vCPU thread when a `STATE` request
 //! tells it to.

@@ -2,8 +2,9 @@
 //! and hypercall arguments share.
 //!
 //! Law: `mm` guards the frame table and, with it, every change of a page
-//! table. It is taken for one operation at a time and never while a vCPU's
-//! thread is waited for that might need it.
+//! table. It is taken for one operation at a time. With it held other vCPUs may
+//! be waited for to leave ring 3 ([`Space::shoot_down`]), which needs no lock,
+//! and for nothing else.
 
 use crate::{
     engine::{

@@ -5,9 +5,8 @@
 //! one that Xen's operation gives for the same cause, with a sentence that
 //! says what was wrong ([`Failure`]).
 //!
-//! Law: all that a connection acquires (ports, event fds, mapped grants) is
-//! returned when the connection ends, however it ends. Domains are not owned
-//! by a connection.
+//! Law: all that a connection acquires (ports, event fds) is returned when the
+//! connection ends, however it ends. Domains are not owned by a connection.
 //!
 //! Law: [`Request::Hello`] stays the first variant with its one `u32`, and
 //! `Result<Reply, Failure>` keeps its shape, so that two versions that don't

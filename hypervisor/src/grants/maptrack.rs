@@ -1,7 +1,8 @@
 //! The using side: mappings of other domains' grants, by handle.
 //!
-//! A guest has one [`MapTrack`]. Of Dom0 each connection has one of its own:
-//! when the connection ends it is dropped, and with it every mapping it held.
+//! A guest has one [`MapTrack`], with room for none: guests map nothing of each
+//! other yet. One for a Dom0 process ([`ProcessTarget`]) would end with it, and
+//! with it every mapping it held.
 //!
 //! Law: a mapping is published under its handle after all of it is there, and
 //! is taken out before any of it goes. In between nobody else finds it.

@@ -12,9 +12,8 @@
 //!   Mutex<State>.active             what is in use: by whom, how often
 //! Granted                         one use of one grant: a pin in `active`,
 //!                                   and a reference on the frame
-//! MapTrack                        the using side: handles of mappings, each
-//!   one per domain, and one         of them holding its Granteds
-//!   per connection of Dom0's
+//! MapTrack (one per domain)       the using side: handles of mappings, each
+//!                                   of them holding its Granteds
 //! ```
 //!
 //! Laws:
