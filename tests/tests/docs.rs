@@ -1,0 +1,244 @@
+//! The book is true where a program can tell.
+//!
+//! **Mechanism.** Markdown files name other files, headings, sources and tests.
+//! Names go stale when what they name moves.
+//!
+//! **Scenario.** All `*.md` files of the repository: each relative link leads to
+//! a file, and its anchor to a heading; each source file that is named in code
+//! font is there; each test that `SPECIFICATION.md` names is a test; the index of
+//! the book lists every page.
+//!
+//! **Limits.** That a sentence is true no program can tell.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Where a path in code font may begin.
+const BASES: [&str; 6] = [
+    "",
+    "guest-abi",
+    "hypervisor/src",
+    "hypervisor/src/interp",
+    "dom0-tools/src",
+    "dom0-tools/src/xenstore",
+];
+
+/// Directories that hold no pages of ours.
+const ELSEWHERE: [&str; 2] = ["target", "node_modules"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("..")
+        .canonicalize()
+        .expect("the repository")
+}
+
+/// A page, without its code blocks.
+struct Page {
+    path: PathBuf,
+    text: String,
+}
+
+impl Page {
+    fn read(path: PathBuf) -> Self {
+        let all = fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        let mut fenced = false;
+        let mut text = String::new();
+        for line in all.lines() {
+            let fence = line.trim_start().starts_with("```");
+            fenced ^= fence;
+            if !fenced && !fence && !line.starts_with("    ") {
+                text.push_str(line);
+                text.push('\n');
+            }
+        }
+        Page { path, text }
+    }
+
+    fn dir(&self) -> &Path {
+        self.path.parent().expect("a page lies somewhere")
+    }
+
+    /// What stands in code font.
+    fn code_spans(&self) -> impl Iterator<Item = &str> {
+        self.text.split('`').skip(1).step_by(2)
+    }
+
+    /// Targets of links.
+    fn links(&self) -> impl Iterator<Item = &str> {
+        self.text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split(')').next())
+    }
+
+    /// The anchors of its headings, as GitHub makes them.
+    fn anchors(&self) -> BTreeSet<String> {
+        let headings = self.text.lines().filter(|line| line.starts_with('#'));
+        headings
+            .map(|line| {
+                let title = line.trim_start_matches('#').trim().to_lowercase();
+                let kept = |c: &char| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_');
+                title
+                    .chars()
+                    .filter(kept)
+                    .collect::<String>()
+                    .replace(' ', "-")
+            })
+            .collect()
+    }
+}
+
+fn pages() -> Vec<Page> {
+    let mut pages = Vec::new();
+    collect(&root(), &mut pages);
+    assert!(pages.len() > 10, "only {} pages found", pages.len());
+    pages
+}
+
+fn collect(dir: &Path, pages: &mut Vec<Page>) {
+    let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    for entry in entries.map(|entry| entry.expect("a directory entry")) {
+        let (path, name) = (entry.path(), entry.file_name());
+        let name = name.to_string_lossy();
+        if path.is_dir() && !name.starts_with('.') && !ELSEWHERE.contains(&&*name) {
+            collect(&path, pages);
+        } else if name.ends_with(".md") {
+            pages.push(Page::read(path));
+        }
+    }
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut broken = Vec::new();
+    for page in pages() {
+        for link in page.links() {
+            if link.contains("://") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let target = page.dir().join(file);
+            let target = if file.is_empty() { &page.path } else { &target };
+            let found = target.exists()
+                && (anchor.is_empty() || Page::read(target.clone()).anchors().contains(anchor));
+            if !found {
+                broken.push(format!("{}: {link}", page.path.display()));
+            }
+        }
+    }
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
+fn sources_that_are_named_are_there() {
+    let root = root();
+    let mut missing = Vec::new();
+    for page in pages() {
+        for span in page.code_spans() {
+            let path = span.split("::").next().unwrap_or(span);
+            let plain = path
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '_' | '-'));
+            if !plain || !path.contains('/') || !path.ends_with(".rs") {
+                continue;
+            }
+            let there = |base: &&str| root.join(base).join(path).exists();
+            if !BASES.iter().any(|base| there(base)) && !page.dir().join(path).exists() {
+                missing.push(format!("{}: {path}", page.path.display()));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// One row of a table of promises.
+struct Promise {
+    number: String,
+    tests: Vec<(String, String)>,
+    none: bool,
+}
+
+fn promises() -> Vec<Promise> {
+    let text = fs::read_to_string(root().join("SPECIFICATION.md")).expect("SPECIFICATION.md");
+    let rows = text.lines().filter_map(|line| {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let numbered = |cell: &str| {
+            let (area, n) = cell.split_once('-').unwrap_or(("", ""));
+            area.len() == 3 && !n.is_empty() && n.chars().all(|c| c.is_ascii_digit())
+        };
+        (cells.len() == 3 && numbered(cells[0])).then_some(cells)
+    });
+    rows.map(|cells| Promise {
+        number: cells[0].to_owned(),
+        tests: cells[2]
+            .split('`')
+            .skip(1)
+            .step_by(2)
+            .map(|test| {
+                let (file, name) = test.split_once("::").unwrap_or((test, ""));
+                (file.to_owned(), name.to_owned())
+            })
+            .collect(),
+        none: cells[2].contains("no test"),
+    })
+    .collect()
+}
+
+/// Whether the file, wherever its path begins, has a test of this name.
+fn has_test(root: &Path, file: &str, name: &str) -> bool {
+    let paths = BASES.map(|base| root.join(base).join(file));
+    let text: String = paths
+        .iter()
+        .filter_map(|path| fs::read_to_string(path).ok())
+        .collect();
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let start = format!("fn {name}(");
+    lines.iter().enumerate().any(|(n, line)| {
+        line.starts_with(&start) && lines[n.saturating_sub(4)..n].contains(&"#[test]")
+    })
+}
+
+#[test]
+fn each_promise_names_a_test_that_exists_or_says_that_it_has_none() {
+    let root = root();
+    let promises = promises();
+    assert!(
+        promises.len() > 30,
+        "only {} promises found",
+        promises.len()
+    );
+    let mut numbers = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for promise in &promises {
+        if !numbers.insert(&promise.number) {
+            wrong.push(format!("{} stands there twice", promise.number));
+        }
+        if promise.tests.is_empty() != promise.none {
+            wrong.push(format!("{}: a test, or \"no test\"", promise.number));
+        }
+        for (file, name) in &promise.tests {
+            if !has_test(&root, file, name) {
+                wrong.push(format!("{}: no test {name} in {file}", promise.number));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn the_index_lists_every_page() {
+    let index = Page::read(root().join("docs/README.md"));
+    let listed: BTreeSet<&str> = index.links().collect();
+    let entries = fs::read_dir(root().join("docs")).expect("docs");
+    let names = entries.map(|entry| entry.expect("an entry").file_name());
+    let missing: Vec<_> = names
+        .map(|name| name.to_string_lossy().into_owned())
+        .filter(|name| name.ends_with(".md") && name != "README.md")
+        .filter(|name| !listed.contains(name.as_str()))
+        .collect();
+    assert!(missing.is_empty(), "not in docs/README.md: {missing:?}");
+}
