@@ -49,9 +49,9 @@ pub struct Model {
     pub tsc_offset: u64,
     /// What `rdtscp` puts in ECX; without it the instruction is unknown.
     pub tsc_aux: Option<u32>,
-    /// ES, CS, SS, DS, FS and GS; without them instructions that read or
-    /// load a selector are unknown.
-    pub selectors: Option<[u16; 6]>,
+    /// What ES, CS, SS, DS, FS and GS hold, where that is certain; an
+    /// instruction that reads or loads another one is unknown.
+    pub selectors: [Option<u16>; 6],
     /// Answers `cpuid`; without it the instruction is unknown.
     pub cpuid: Option<Cpuid>,
 }
@@ -96,7 +96,7 @@ impl Cpu {
             model: Model {
                 tsc_offset: 0,
                 tsc_aux: None,
-                selectors: None,
+                selectors: [None; 6],
                 cpuid: None,
             },
         }

@@ -17,6 +17,7 @@ use super::Vcpu;
 use crate::{
     cpu::{Context, Trap, reg},
     emulate::CpuidPolicy,
+    engine::kvm::KvmVcpu,
     interp::{Counts, Exit, Interpreter},
     space::Space,
 };
@@ -59,6 +60,7 @@ impl RunAhead {
         }));
         // What `rdmsr` of it gives as well.
         interpreter.model().tsc_aux = Some(0);
+        interpreter.model().selectors = KvmVcpu::selectors();
         RunAhead {
             interpreter,
             places: Box::new([Place::default(); PLACES]),
@@ -127,7 +129,6 @@ impl Vcpu {
         if budget == 0 {
             return None;
         }
-        ahead.interpreter.model().selectors = Some(self.engine.selectors());
         let exit = ahead.interpreter.run(
             &mut self.state.context,
             root,

@@ -267,14 +267,14 @@ fn ring_3_cannot_pop_privileged_flags() {
 
 #[test]
 fn selectors_can_be_read_and_null_ones_loaded_again() {
-    let selectors = [0x10, 0x33, 0x2b, 0, 0, 3];
+    let selectors = [Some(0x10), Some(0x33), Some(0x2b), Some(0), None, Some(3)];
     // `mov eax, cs; hlt`, `mov bx, ss`, `mov [rsi], es`, `push gs; pop rcx`
     let code = [
         0x8c, 0xc8, 0x66, 0x8c, 0xd3, 0x8c, 0x06, 0x0f, 0xa8, 0x59, 0xf4,
     ];
     let mut guest = Guest::new(&code);
     assert_eq!(guest.run(), Exit::Unknown);
-    guest.interpreter.model().selectors = Some(selectors);
+    guest.interpreter.model().selectors = selectors;
     *guest.gpr(reg::RAX) = u64::MAX;
     *guest.gpr(reg::RBX) = u64::MAX;
     assert_eq!(guest.run(), END);
@@ -290,9 +290,10 @@ fn selectors_can_be_read_and_null_ones_loaded_again() {
         (0xc0, 0, Exit::Unknown),
         (0xe8, 3, END),
         (0xe8, 0x33, Exit::Unknown),
+        (0xe0, 0, Exit::Unknown),
     ] {
         let mut guest = Guest::new(&[0x8e, register, 0xf4]);
-        guest.interpreter.model().selectors = Some(selectors);
+        guest.interpreter.model().selectors = selectors;
         *guest.gpr(reg::RAX) = value;
         assert_eq!(guest.run(), exit, "{register:x} {value:x}");
     }
@@ -308,14 +309,14 @@ fn iret_returns_within_ring_3() {
     ];
     let mut guest = Guest::new(&code);
     let stack = *guest.gpr(reg::RSP);
-    guest.interpreter.model().selectors = Some([0, 0x33, 0x2b, 0, 0, 0]);
+    guest.interpreter.model().selectors = [None, Some(0x33), Some(0x2b), None, None, None];
     assert_eq!((guest.run(), guest.context.rip), (END, CODE + 27));
     assert_eq!(*guest.gpr(reg::RSP), stack);
     assert_eq!(guest.context.rflags, 0x203);
     // To another code segment, or single-stepping: for the engine.
     for (word, value) in [(1, 0x23u64), (2, 0x302), (0, 1 << 63)] {
         let mut guest = Guest::new(&[0x48, 0xcf, 0xf4]);
-        guest.interpreter.model().selectors = Some([0, 0x33, 0x2b, 0, 0, 0]);
+        guest.interpreter.model().selectors = [None, Some(0x33), Some(0x2b), None, None, None];
         let mut frame = [CODE + 2, 0x33, 0x202, DATA, 0x2b];
         frame[word] = value;
         for (at, value) in frame.iter().enumerate() {

@@ -226,15 +226,13 @@ impl KvmVcpu {
         IMMEDIATE_EXIT.set(flag.cast());
     }
 
-    /// The selectors that ring 3 has loaded: ES, CS, SS, DS, FS and GS. Those
-    /// of code and stack are always the same.
+    /// The selectors that ring 3 reads: ES, CS, SS, DS, FS and GS. Those of
+    /// code and stack never change; the others are not known, since a KVM that
+    /// runs ring 3 natively reports what it was given, not what ring 3 loaded.
     #[must_use]
-    pub fn selectors(&self) -> [u16; 6] {
-        let sregs = &self.fd.sync_regs().sregs;
-        let (es, ds) = (sregs.es.selector, sregs.ds.selector);
-        let (fs, gs) = (sregs.fs.selector, sregs.gs.selector);
+    pub fn selectors() -> [Option<u16>; 6] {
         let (cs, ss) = (selector::USER_CODE, selector::USER_DATA);
-        [es, cs, ss, ds, fs, gs]
+        [None, Some(cs), Some(ss), None, None, None]
     }
 
     /// What was counted so far.

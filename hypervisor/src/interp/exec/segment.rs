@@ -38,8 +38,7 @@ fn write_base<const SLOT: u8, W: Word>(cpu: &mut Cpu, op: &Op) -> Outcome {
 
 /// The selector whose index is the immediate.
 fn selector(cpu: &Cpu, op: &Op) -> Option<u16> {
-    let selectors = cpu.model.selectors.as_ref()?;
-    selectors.get(usize::try_from(op.imm).ok()?).copied()
+    *cpu.model.selectors.get(usize::try_from(op.imm).ok()?)?
 }
 
 fn store_selector<const MEM: bool, W: Word>(cpu: &mut Cpu, op: &Op) -> Outcome {
@@ -88,10 +87,8 @@ fn return_within_ring(cpu: &mut Cpu, _: &Op) -> Outcome {
         *word = cpu.load(stack.wrapping_add(offset))?;
     }
     let [rip, cs, rflags, rsp, ss] = frame;
-    let same = cpu
-        .model
-        .selectors
-        .is_some_and(|now| u64::from(now[CS]) == cs & 0xffff && u64::from(now[SS]) == ss & 0xffff);
+    let now = &cpu.model.selectors;
+    let same = now[CS] == Some(u16::low(cs)) && now[SS] == Some(u16::low(ss));
     let odd = rflags & FOR_ENGINE != 0 || cpu.other_flags & NESTED_TASK != 0;
     if !same || odd || !canonical(rip) {
         return cpu.halt(Stop::Unknown);
