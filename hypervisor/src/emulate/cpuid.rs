@@ -1,9 +1,10 @@
 //! What CPU the guest sees.
 //!
-//! Law: one table answers everybody. The guest kernel asks through the
-//! emulation prefix or a fault and is answered from it; user mode asks the
-//! CPU, which KVM answers from the same table. So no feature is shown to one
-//! and hidden from the other.
+//! Law: one table answers everybody, as far as we are asked. The guest kernel
+//! asks through the emulation prefix or a fault and is answered from it; user
+//! mode asks the CPU, and KVM was given the same table for that. A KVM that
+//! runs ring 3 natively need not heed it in every word: there user mode can see
+//! a feature (AVX-512 and its state in XCR0, say) that its kernel is not told of.
 //!
 //! Features are shown by a list of what works in ring 3, not by hiding what is
 //! known not to: a CPU newer than this code shows nothing that nobody tried.

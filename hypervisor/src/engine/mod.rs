@@ -2,7 +2,7 @@
 //!
 //! Law: an engine knows frames, not domains. It decides nothing about what a
 //! trap means, and nothing that it reads back from the VM is trusted by the
-//! code above: a [`Trap`] holds only what ring-3 code could have brought about.
+//! code above: a [`Trap`](crate::cpu::Trap) holds only what ring-3 code could have brought about.
 
 pub mod kvm;
 

@@ -28,7 +28,7 @@ impl Paging {
     ///
     /// # Errors
     /// `ENOMEM` if there are none (an extent larger than one frame needs
-    /// frames never used before), or `order` is above [`MAX_ORDER`].
+    /// frames never used before), or `order` is above 9.
     pub fn allocate(&mut self, order: u32) -> Result<Mfn, Errno> {
         self.try_allocate(order).traced("allocate")
     }
