@@ -1,4 +1,7 @@
 //! Whole systems: real kernels, real sockets, real processes.
 
+mod bad_input;
 mod boot;
 mod kernels;
+mod leaks;
+mod services;

@@ -1,0 +1,57 @@
+//! Domains come and go, and nothing stays.
+//!
+//! **Mechanism.** A domain costs the hypervisor a VM, memory, threads and
+//! ports, xenstored a subtree and a ring, xenconsoled a terminal. Its end has
+//! to give back all of it.
+//!
+//! **Scenario.** Two hundred domains are created and destroyed while they run.
+//! After a warm-up, what each service holds is compared with what it holds at
+//! the end.
+//!
+//! **Limits.** Memory is compared with some slack, for an allocator keeps what
+//! it got; descriptors, threads and mappings are compared by number, with a
+//! little slack for mappings.
+
+use domus_tests::harness::{Config, Footprint, Installation, kvm_is_usable};
+
+const WARM_UP: usize = 20;
+const CYCLES: usize = 200;
+/// A page a cycle would be 800 KiB.
+const SLACK_KIB: u64 = 600;
+
+#[test]
+fn two_hundred_domains_leave_nothing() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let domus = Installation::new();
+    let file = Config::test_kernel("spin-masked").write(&domus);
+    let file = file.to_str().expect("a path of ours");
+    let cycle = || {
+        domus.xm(&["create", "-q", file]).ok();
+        domus.xm(&["destroy", "spin-masked"]).ok();
+    };
+    (0..WARM_UP).for_each(|_| cycle());
+    domus.assert_no_domain();
+    let services = ["domus-hypervisor", "xenstored", "xenconsoled"].map(|n| domus.service(n));
+    let before = services.each_ref().map(|service| service.footprint());
+    (0..CYCLES).for_each(|_| cycle());
+    domus.assert_no_domain();
+    for (service, before) in services.iter().zip(before) {
+        let after = service.footprint();
+        println!("{}: {before:?}, then {after:?}", service.command);
+        assert!(
+            leaves_nothing(before, after),
+            "{service:?}: {before:?}, then {after:?}"
+        );
+    }
+    assert_eq!(domus.processes().len(), 3, "{:?}", domus.processes());
+}
+
+fn leaves_nothing(before: Footprint, after: Footprint) -> bool {
+    after.anonymous_kib <= before.anonymous_kib + SLACK_KIB
+        && after.shared_kib <= before.shared_kib + SLACK_KIB
+        && after.descriptors <= before.descriptors
+        && after.threads <= before.threads
+        && after.mappings <= before.mappings + 8
+}
