@@ -634,14 +634,13 @@ fn init_sregs(sregs: &mut kvm_sregs, id: u32, cr4: u64) {
     sregs.cr4 = cr4;
     sregs.efer = EFER;
     sregs.cs = code_segment(selector::USER_CODE, 3);
-    for segment in [
-        &mut sregs.ss,
-        &mut sregs.ds,
-        &mut sregs.es,
-        &mut sregs.fs,
-        &mut sregs.gs,
-    ] {
-        *segment = data_segment(selector::USER_DATA, 3);
+    sregs.ss = data_segment(selector::USER_DATA, 3);
+    // Null, as on Xen at the start of day.
+    for segment in [&mut sregs.ds, &mut sregs.es, &mut sregs.fs, &mut sregs.gs] {
+        *segment = kvm_segment {
+            unusable: 1,
+            ..Default::default()
+        };
     }
     sregs.tr = kvm_segment {
         base: VcpuArea(id).virt(0),
