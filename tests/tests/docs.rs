@@ -147,7 +147,7 @@ fn sources_that_are_named_are_there() {
                 continue;
             }
             let there = |base: &&str| root.join(base).join(path).exists();
-            if !BASES.iter().any(|base| there(base)) && !page.dir().join(path).exists() {
+            if !BASES.iter().any(there) && !page.dir().join(path).exists() {
                 missing.push(format!("{}: {path}", page.path.display()));
             }
         }
