@@ -11,7 +11,10 @@
 //! [`enter_guest`](super::VcpuShared::enter_guest) and
 //! [`leave_guest`](super::VcpuShared::leave_guest), with requests as its
 //! interrupt. Page-table words that are queued for the VM wait until the next
-//! entry; for other vCPUs they are handed over with each flush.
+//! entry; for other vCPUs they are handed over with each flush. In a domain of
+//! several vCPUs nothing is interpreted while words are queued: another vCPU may
+//! take up a changed table without any flush (a task that moves over), and must
+//! not do so with KVM's shadow of the old one.
 
 use super::Vcpu;
 use crate::{
@@ -118,7 +121,9 @@ impl Vcpu {
     pub(super) fn run_ahead(&mut self) -> Option<Trap> {
         let root = self.state.root();
         let ahead = self.ahead.as_mut()?;
-        if self.writes.get_mut().words().len() > MAX_QUEUED {
+        let alone = self.domain.vcpus.len() == 1;
+        let queued = self.writes.get_mut().words().len();
+        if queued > if alone { MAX_QUEUED } else { 0 } {
             return None;
         }
         if self.flush_ahead.replace(false) {
