@@ -23,14 +23,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use domus_privcmd::client as privcmd;
+use domus_privcmd::{client as privcmd, pidfile};
 use guest_abi::addr::DomId;
 use nix::fcntl::{Flock, FlockArg};
 
 use pump::{Pump, Stop};
 use terminal::{RawTerminal, Signals};
 
-use crate::xenstore::client::{self as xenstore, Nodes};
+use crate::{
+    paths,
+    xenstore::client::{self as xenstore, Nodes},
+};
 
 /// Ctrl+].
 pub const DETACH: u8 = 0x1d;
@@ -45,6 +48,12 @@ pub trait Source {
     fn tty(&mut self) -> Option<PathBuf>;
     /// Whether the domain still exists.
     fn alive(&mut self) -> bool;
+    /// Whether a console daemon runs now. A terminal that has hung up comes
+    /// back under its old name where the kernel gives the number to the next
+    /// daemon; without one, it is somebody else's.
+    fn served(&mut self) -> bool {
+        false
+    }
 }
 
 /// How a visit ended.
@@ -155,6 +164,10 @@ impl Source for DomainConsole<'_> {
             .domain_info(self.dom)
             .is_ok_and(|info| info.generation == self.generation && !info.dying)
     }
+
+    fn served(&mut self) -> bool {
+        pidfile::holder(&paths::pid_file("xenconsoled")).is_some()
+    }
 }
 
 struct Tty {
@@ -168,7 +181,8 @@ struct Tty {
 fn find(source: &mut dyn Source, hung_up: Option<&Path>) -> Result<Option<Tty>, AttachError> {
     let give_up = Instant::now() + PATIENCE;
     while source.alive() {
-        if let Some(path) = source.tty().filter(|path| Some(path.as_path()) != hung_up) {
+        let tty = source.tty();
+        if let Some(path) = tty.filter(|path| Some(path.as_path()) != hung_up || source.served()) {
             match open(&path) {
                 Ok(file) => return Ok(Some(Tty { path, file })),
                 // Of a daemon that has died; the next one will say its own.
