@@ -291,9 +291,18 @@ impl Hypervisor {
             host.clock.khz(),
             host.engine()
         ));
+        // A daemon that outlives this process must not take a new domain for
+        // an old one of the same number.
+        let since_epoch = std::time::SystemTime::UNIX_EPOCH
+            .elapsed()
+            .unwrap_or_default();
+        let domains = Domains {
+            generation: since_epoch.as_secs() << 20,
+            ..Domains::default()
+        };
         Ok(Hypervisor {
             host,
-            domains: Mutex::default(),
+            domains: Mutex::new(domains),
         })
     }
 

@@ -1,10 +1,10 @@
 //! What CPU the guest sees.
 //!
-//! Law: one table answers everybody, as far as we are asked. The guest kernel
-//! asks through the emulation prefix or a fault and is answered from it; user
-//! mode asks the CPU, and KVM was given the same table for that. A KVM that
-//! runs ring 3 natively need not heed it in every word: there user mode can see
-//! a feature (AVX-512 and its state in XCR0, say) that its kernel is not told of.
+//! Law: one table answers everybody. The guest kernel asks through the emulation
+//! prefix or a fault and is answered from it; a plain `cpuid` of any mode is made
+//! to fault where KVM can do that, and is answered by KVM from the same table
+//! where it can't. So the state of each feature that a program sees is saved by
+//! its kernel.
 //!
 //! Features are shown by a list of what works in ring 3, not by hiding what is
 //! known not to: a CPU newer than this code shows nothing that nobody tried.

@@ -19,6 +19,7 @@ use nix::{
     unistd::Pid,
 };
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Instant,
 };
@@ -45,10 +46,26 @@ pub fn start(domain: &Arc<Domain>, id: VcpuId) -> Result<(), EngineError> {
     let thread = std::thread::Builder::new()
         .name(format!("d{}v{}", domain.id, id.0))
         .stack_size(THREAD_STACK)
-        .spawn(move || Vcpu::new(domain_of_thread, shared, engine).run())
+        .spawn(move || contained(domain_of_thread, shared, engine))
         .map_err(|error| EngineError::Vm(format!("no thread for the vCPU: {error}")))?;
     domain.add_thread(thread);
     Ok(())
+}
+
+/// Runs a vCPU to its end. A panic ends its domain, and nobody waits for it.
+fn contained(domain: Arc<Domain>, shared: Arc<VcpuShared>, engine: KvmVcpu) {
+    let (its_domain, its_shared) = (Arc::clone(&domain), Arc::clone(&shared));
+    let run = AssertUnwindSafe(move || Vcpu::new(domain, shared, engine).run());
+    if catch_unwind(run).is_err() {
+        tracing::error!(
+            domain = its_domain.id.0,
+            vcpu = its_shared.id.0,
+            "the vCPU's thread panicked"
+        );
+        its_shared.leave_guest();
+        its_shared.set_thread(None);
+        its_domain.shut_down(SHUTDOWN_CRASH);
+    }
 }
 
 impl Vcpu {
@@ -191,9 +208,16 @@ impl Vcpu {
         if !self.shared.enter_guest() {
             return Ok(());
         }
-        if let Some(trap) = self.run_ahead() {
-            self.shared.leave_guest();
-            return self.handle(trap);
+        match self.run_ahead() {
+            Ok(None) => {}
+            Ok(Some(trap)) => {
+                self.shared.leave_guest();
+                return self.handle(trap);
+            }
+            Err(crash) => {
+                self.shared.leave_guest();
+                return Err(crash);
+            }
         }
         let mut entry = Entry {
             root: self.state.root(),

@@ -12,14 +12,15 @@
 //! [`leave_guest`](super::VcpuShared::leave_guest), with requests as its
 //! interrupt. Page-table words that are queued for the VM wait until the next
 //! entry; for other vCPUs they are handed over with each flush. In a domain of
-//! several vCPUs nothing is interpreted while words are queued: another vCPU may
+//! several vCPUs they are carried out before anything is interpreted: another vCPU may
 //! take up a changed table without any flush (a task that moves over), and must
 //! not do so with KVM's shadow of the old one.
 
-use super::Vcpu;
+use super::{Crash, Vcpu};
 use crate::{
     cpu::{Context, Trap, reg},
     emulate::CpuidPolicy,
+    engine::Entry,
     engine::kvm::KvmVcpu,
     interp::{Counts, Exit, Interpreter},
     space::Space,
@@ -118,21 +119,48 @@ impl RunAhead {
 impl Vcpu {
     /// Interprets on from here; the trap that was reached, or `None` when the
     /// VM shall go on.
-    pub(super) fn run_ahead(&mut self) -> Option<Trap> {
-        let root = self.state.root();
-        let ahead = self.ahead.as_mut()?;
-        let alone = self.domain.vcpus.len() == 1;
-        let queued = self.writes.get_mut().words().len();
-        if queued > if alone { MAX_QUEUED } else { 0 } {
-            return None;
-        }
-        if self.flush_ahead.replace(false) {
-            ahead.flush();
-        }
+    pub(super) fn run_ahead(&mut self) -> Result<Option<Trap>, Crash> {
+        let Some(ahead) = &mut self.ahead else {
+            return Ok(None);
+        };
         let place = RunAhead::place(&self.state.context);
         let budget = ahead.budget(place);
-        if budget == 0 {
-            return None;
+        if budget == 0 || !self.settle_tables()? {
+            return Ok(None);
+        }
+        Ok(self.interpret(place, budget))
+    }
+
+    /// Deals with queued page-table words before the interpreter goes on:
+    /// whether it may.
+    fn settle_tables(&mut self) -> Result<bool, Crash> {
+        let queued = self.writes.get_mut().words().len();
+        let alone = self
+            .domain
+            .vcpus
+            .iter()
+            .filter(|vcpu| vcpu.has_thread())
+            .count()
+            == 1;
+        if alone || queued == 0 {
+            return Ok(queued <= MAX_QUEUED);
+        }
+        let root = self.state.root();
+        let mut entry = Entry {
+            root,
+            context: &mut self.state.context,
+            flush: self.flush.replace(false),
+            writes: self.writes.get_mut(),
+        };
+        self.engine.write_tables(&mut entry)?;
+        Ok(true)
+    }
+
+    fn interpret(&mut self, place: usize, budget: u64) -> Option<Trap> {
+        let root = self.state.root();
+        let ahead = self.ahead.as_mut()?;
+        if self.flush_ahead.replace(false) {
+            ahead.flush();
         }
         let exit = ahead.interpreter.run(
             &mut self.state.context,

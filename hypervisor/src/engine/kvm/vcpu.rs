@@ -425,6 +425,21 @@ impl KvmVcpu {
         Some((at::ALIAS + addr, u64::from_le_bytes(value)))
     }
 
+    /// Carries the queued words out without going on into ring 3.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn write_tables(&mut self, entry: &mut Entry<'_>) -> Result<(), EngineError> {
+        entry.writes.sort();
+        let words = entry.writes.words().to_vec();
+        for batch in words.chunks(at::ENTRY_WRITES) {
+            self.carry_out(batch, entry)?;
+            entry.flush = false;
+        }
+        entry.writes.clear();
+        Ok(())
+    }
+
     /// More words than one list holds: batches that come back to us.
     fn carry_out_surplus(&mut self, entry: &mut Entry<'_>) -> Result<(), EngineError> {
         if entry.writes.words().len() <= at::ENTRY_WRITES {
