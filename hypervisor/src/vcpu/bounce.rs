@@ -8,6 +8,7 @@
 //!                                  cs          bits 32..39: the saved event mask
 //!                                  rip
 //!                                  error code  (only where the vector has one)
+//!                                  ds es fs gs (failsafe only, ds lowest)
 //!                                  r11
 //!                           rsp -> rcx
 //! ```
@@ -29,6 +30,26 @@ impl Vcpu {
     /// # Errors
     /// There is no handler, or no stack for the frame.
     pub(super) fn bounce(&mut self, handler: Handler, error: Option<u32>) -> Result<(), Crash> {
+        let error = error.map(u64::from);
+        self.push_frame(handler, error.as_slice())
+    }
+
+    /// The guest can't be gone on with where it wanted to (a bad `iret`): enters
+    /// the failsafe handler, whose frame has the data selectors in place of an
+    /// error code. Those of a 64-bit guest are null. A kernel without one gets
+    /// the `#GP` that a processor would raise.
+    ///
+    /// # Errors
+    /// There is no handler, or no stack for the frame.
+    pub(super) fn bounce_failsafe(&mut self) -> Result<(), Crash> {
+        match self.state.failsafe {
+            Handler { address: 0, .. } => self.bounce(self.state.trap_handler(13), Some(0)),
+            handler => self.push_frame(handler, &[0; 4]),
+        }
+    }
+
+    /// Pushes a frame with the words `extra` between `r11` and `rip`.
+    fn push_frame(&mut self, handler: Handler, extra: &[u64]) -> Result<(), Crash> {
         if handler.address == 0 || !GuestVirt(handler.address).is_canonical() {
             return Err(Crash::NoHandler(handler.address));
         }
@@ -46,7 +67,7 @@ impl Vcpu {
             | u64::from(self.state.iopl) << 12;
         let cs = cs | u64::from(mask) << 32;
         let mut words = vec![context.gpr[reg::RCX], context.gpr[reg::R11]];
-        words.extend(error.map(u64::from));
+        words.extend(extra);
         words.extend([context.rip, cs, flags, old_rsp, ss]);
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
         let top = stack & !0xf;

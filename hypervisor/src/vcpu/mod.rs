@@ -81,6 +81,8 @@ pub struct Vcpu {
     writes: RefCell<TableWrites>,
     flush: Cell<bool>,
     ahead: Option<RunAhead>,
+    /// Where the last kick found the guest in the VM.
+    kicked_at: Option<u64>,
     /// The interpreter's cached translations are to be dropped.
     flush_ahead: Cell<bool>,
     /// The last spurious page fault: rip, cr2, and how often.

@@ -2,7 +2,7 @@
 
 use super::{Crash, GuestState, RunAhead, Vcpu, VcpuShared, VcpuTime, Wait, request};
 use crate::{
-    cpu::reg,
+    cpu::{Trap, reg},
     domain::Domain,
     engine::{EngineError, Entry, kvm::KvmVcpu},
     guest_access::GuestAccess,
@@ -86,6 +86,7 @@ impl Vcpu {
             writes: Default::default(),
             flush: true.into(),
             ahead,
+            kicked_at: None,
             flush_ahead: true.into(),
             spurious: (0, 0, 0),
         }
@@ -201,7 +202,7 @@ impl Vcpu {
             self.bounce(self.state.event, None)?;
         }
         if !GuestVirt(self.state.context.rip).is_canonical() {
-            return self.bounce(self.state.trap_handler(13), Some(0));
+            return self.bounce_failsafe();
         }
         self.time.enter_cpu(&self.shared);
         self.publish_time();
@@ -228,7 +229,11 @@ impl Vcpu {
         let trap = self.engine.run(&mut entry);
         self.domain.counts.entries.fetch_add(1, Relaxed);
         self.shared.leave_guest();
-        self.handle(trap?)
+        let trap = trap?;
+        if trap == Trap::Kick {
+            self.kicked_at = Some(self.state.context.rip);
+        }
+        self.handle(trap)
     }
 
     /// The domain can't go on: says why, with the registers, and shuts it down.

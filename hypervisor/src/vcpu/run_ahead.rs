@@ -31,6 +31,9 @@ use std::sync::Arc;
 const FULL: u64 = 8000;
 /// Places that are told apart.
 const PLACES: usize = 4096;
+/// All places where a kick found the guest in the VM are one: the guest was in a
+/// long stretch, and going back to it says nothing about the instruction there.
+const KICKED: usize = PLACES;
 /// After so many visits, a place that was given up is tried again.
 const RETRY: u8 = 24;
 /// With more words than this queued the VM is entered, which carries them out.
@@ -48,7 +51,7 @@ struct Place {
 /// The interpreter of a vCPU and what it has learnt.
 pub struct RunAhead {
     interpreter: Interpreter,
-    places: Box<[Place; PLACES]>,
+    places: Box<[Place; PLACES + 1]>,
 }
 
 impl RunAhead {
@@ -67,7 +70,7 @@ impl RunAhead {
         interpreter.model().selectors = KvmVcpu::selectors();
         RunAhead {
             interpreter,
-            places: Box::new([Place::default(); PLACES]),
+            places: Box::new([Place::default(); PLACES + 1]),
         }
     }
 
@@ -123,7 +126,11 @@ impl Vcpu {
         let Some(ahead) = &mut self.ahead else {
             return Ok(None);
         };
-        let place = RunAhead::place(&self.state.context);
+        let place = if self.kicked_at == Some(self.state.context.rip) {
+            KICKED
+        } else {
+            RunAhead::place(&self.state.context)
+        };
         let budget = ahead.budget(place);
         if budget == 0 || !self.settle_tables()? {
             return Ok(None);

@@ -184,3 +184,33 @@ fn kvm_that_is_not_ours() {
     said.fails(1, "/dev/kvm may not be opened");
     said.fails(1, "group");
 }
+
+/// A host without `/dev/kvm` is named, and what to do about it. The host is this
+/// one with a `/dev` of its own, in a mount namespace that ends with the command.
+#[test]
+fn kvm_that_is_not_there() {
+    if !nix::unistd::geteuid().is_root() {
+        // Others may not make such a host.
+        return;
+    }
+    const HOST: &str = r#"
+        set -e
+        dev=$(mktemp -d)
+        mount -t tmpfs dev "$dev"
+        for node in null zero full random urandom; do
+            touch "$dev/$node"
+            mount --bind "/dev/$node" "$dev/$node"
+        done
+        mount --rbind "$dev" /dev
+        rmdir "$dev" 2>/dev/null || true
+        exec "$0" list
+    "#;
+    let domus = Installation::new();
+    let mut command = domus.command("unshare");
+    command
+        .args(["--mount", "sh", "-c", HOST])
+        .arg(Programs::get().program("xm"));
+    let said = domus.run(command);
+    said.fails(1, "/dev/kvm does not exist");
+    said.fails(1, "kvm module");
+}
