@@ -153,20 +153,168 @@ fn take(vcpu: &Vcpu, request: &MemoryReservation, index: u64, change: Change) ->
     Ok(())
 }
 
-/// `XENMEM_exchange`: trades single frames for others, which stock kernels do
-/// for contiguous buffers. Orders other than 0 on the output side are
-/// answered as Xen answers when it has no such memory.
+/// `XENMEM_exchange`: trades frames that nobody uses for others, which stock
+/// kernels do to get a contiguous buffer. `nr_exchanged` counts the input
+/// extents that were traded; with it set, the exchange goes on from there.
+///
+/// One side must consist of single frames. An output extent of more than one
+/// frame needs frames that the domain may have and never had; where there are
+/// none the answer is `ENOMEM`, as on a Xen without contiguous memory.
 fn exchange(vcpu: &mut Vcpu, arg: GuestVirt) -> Outcome {
-    let request: MemoryExchange = vcpu.access().read_obj(arg)?;
+    let mut request: MemoryExchange = vcpu.access().read_obj(arg)?;
     own_domain(vcpu, DomId(request.input.domid))?;
-    let (input, output) = (&request.input, &request.output);
-    let frames = |r: &MemoryReservation| {
-        r.nr_extents
-            .checked_shl(r.extent_order)
-            .filter(|n| *n <= 1 << 20)
-    };
-    if input.domid != output.domid || frames(input).is_none() || frames(input) != frames(output) {
-        return Err(Errno::EINVAL);
+    let shape = Shape::of(&request).ok_or(Errno::EINVAL)?;
+    let mut outcome = Ok(());
+    while request.nr_exchanged < request.input.nr_extents {
+        let chunk = request.nr_exchanged / shape.inputs;
+        outcome = exchange_chunk(vcpu, &request, shape, chunk);
+        if outcome.is_err() {
+            break;
+        }
+        request.nr_exchanged += shape.inputs;
+        if vcpu.should_yield() && request.nr_exchanged < request.input.nr_extents {
+            vcpu.access().write_obj(arg, &request)?;
+            let again = [(reg::RDI, u64::from(XENMEM_EXCHANGE))];
+            return Ok(vcpu.restart(HYPERVISOR_MEMORY_OP, &again));
+        }
     }
-    Err(Errno::ENOMEM)
+    vcpu.access().write_obj(arg, &request)?;
+    outcome.map(Done::from)
+}
+
+/// How an exchange is cut: the smallest number of extents of either side that
+/// have the same number of frames.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shape {
+    inputs: u64,
+    outputs: u64,
+    in_order: u32,
+    out_order: u32,
+}
+
+impl Shape {
+    /// `None` for sides that do not match, or extents larger than 2 MiB.
+    fn of(request: &MemoryExchange) -> Option<Self> {
+        let (input, output) = (&request.input, &request.output);
+        let (in_order, out_order) = (input.extent_order, output.extent_order);
+        let small = in_order.max(out_order) <= 9 && in_order.min(out_order) == 0;
+        let frames = |r: &MemoryReservation| r.nr_extents.checked_mul(1 << r.extent_order.min(9));
+        let fits = frames(input).is_some_and(|n| n <= 1 << 24) && frames(input) == frames(output);
+        let shape = Shape {
+            inputs: 1 << out_order.min(9),
+            outputs: 1 << in_order.min(9),
+            in_order,
+            out_order,
+        };
+        let whole = request.nr_exchanged.is_multiple_of(shape.inputs)
+            && request.nr_exchanged <= input.nr_extents;
+        (small && fits && whole && input.domid == output.domid).then_some(shape)
+    }
+}
+
+fn exchange_chunk(
+    vcpu: &Vcpu,
+    request: &MemoryExchange,
+    shape: Shape,
+    chunk: u64,
+) -> Result<(), Errno> {
+    let access = vcpu.access();
+    let element = |list: u64, index: u64| access.read_element::<u64>(GuestVirt(list), index);
+    let mut given = Vec::new();
+    for index in chunk * shape.inputs..(chunk + 1) * shape.inputs {
+        let first = element(request.input.extent_start, index)?;
+        for offset in 0..1u64 << shape.in_order {
+            given.push(Mfn(first.checked_add(offset).ok_or(Errno::EINVAL)?));
+        }
+    }
+    let outputs = chunk * shape.outputs..(chunk + 1) * shape.outputs;
+    let pfns: Vec<u64> = outputs
+        .clone()
+        .map(|index| element(request.output.extent_start, index))
+        .collect::<Result<_, _>>()?;
+    let taken = trade(vcpu, &given, shape)?;
+    for ((index, pfn), first) in outputs.zip(pfns).zip(taken) {
+        for offset in 0..1u64 << shape.out_order {
+            let memory = &vcpu.domain.space.memory;
+            memory.set_m2p(Mfn(first.0 + offset), pfn.checked_add(offset));
+        }
+        access.write_element(GuestVirt(request.output.extent_start), index, &first.0)?;
+    }
+    Ok(())
+}
+
+/// Gives these frames for as many of the wished order; all or nothing.
+fn trade(vcpu: &Vcpu, given: &[Mfn], shape: Shape) -> Result<Vec<Mfn>, Errno> {
+    let mut mm = vcpu.lock_mm();
+    let large = match shape.out_order {
+        0 => None,
+        order => Some(mm.allocate(order)?),
+    };
+    for (done, mfn) in given.iter().enumerate() {
+        if mm.release_unused(*mfn).is_err() {
+            // Those given so far come back: free frames are handed out again
+            // last in, first out.
+            for _ in 0..done {
+                mm.allocate(0)?;
+            }
+            for offset in 0..large.map_or(0, |_| 1u64 << shape.out_order) {
+                let first = large.map_or(0, |first| first.0);
+                mm.release(Mfn(first + offset))?;
+            }
+            return Err(Errno::EINVAL);
+        }
+    }
+    for mfn in given {
+        vcpu.domain.space.memory.set_m2p(*mfn, None);
+    }
+    match large {
+        Some(first) => {
+            drop(mm);
+            given.iter().for_each(|mfn| vcpu.domain.space.discard(*mfn));
+            Ok(vec![first])
+        }
+        None => given.iter().map(|_| mm.allocate(0)).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(inputs: (u64, u32), outputs: (u64, u32)) -> MemoryExchange {
+        let mut request = MemoryExchange::new_zeroed();
+        (request.input.nr_extents, request.input.extent_order) = inputs;
+        (request.output.nr_extents, request.output.extent_order) = outputs;
+        request
+    }
+
+    #[test]
+    fn an_exchange_is_cut_into_equal_sides() {
+        let shape = Shape::of(&request((8, 0), (1, 3))).unwrap();
+        assert_eq!((shape.inputs, shape.outputs), (8, 1));
+        let shape = Shape::of(&request((2, 2), (8, 0))).unwrap();
+        assert_eq!((shape.inputs, shape.outputs), (1, 4));
+    }
+
+    #[test]
+    fn sides_that_do_not_match_are_refused() {
+        for (inputs, outputs) in [
+            ((8, 0), (2, 3)),
+            ((1, 64), (1, 64)),
+            ((u64::MAX, 0), (u64::MAX, 0)),
+            ((4, 1), (2, 2)),
+            ((1 << 60, 9), (1 << 60, 9)),
+        ] {
+            assert_eq!(
+                Shape::of(&request(inputs, outputs)),
+                None,
+                "{inputs:?} {outputs:?}"
+            );
+        }
+        let mut half = request((16, 0), (2, 3));
+        half.nr_exchanged = 4;
+        assert_eq!(Shape::of(&half), None);
+        half.nr_exchanged = !7;
+        assert_eq!(Shape::of(&half), None);
+    }
 }

@@ -102,6 +102,29 @@ impl Paging {
         })
     }
 
+    /// Like [`release`](Self::release), for a frame that nobody uses: one that
+    /// is mapped, pinned or granted is refused (`steal_page`).
+    ///
+    /// # Errors
+    /// `EINVAL` if the frame is not the domain's, `EBUSY` if it is in use.
+    pub fn release_unused(&mut self, mfn: Mfn) -> Result<(), Errno> {
+        self.check_unused(mfn)
+            .and_then(|()| self.try_release(mfn).map(|_| ()))
+            .traced("release_unused")
+    }
+
+    fn check_unused(&self, mfn: Mfn) -> Result<(), Refusal> {
+        let frame = self.frames.at(self.frames.ram(mfn)?);
+        match (frame.allocated(), frame.refs()) {
+            (false, _) => Err(Refusal::NotAllocated { mfn }),
+            (true, 1) => Ok(()),
+            (true, refs) => Err(Refusal::StillMapped {
+                mfn,
+                refs: refs.saturating_sub(1),
+            }),
+        }
+    }
+
     /// The number of frames that the domain has (`tot_pages`), including those
     /// given back that somebody still refers to.
     #[must_use]

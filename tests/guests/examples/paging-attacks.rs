@@ -26,10 +26,11 @@
 #![cfg_attr(panic = "unwind", feature(lang_items), allow(internal_features))]
 
 use guest_abi::{
-    addr::{GuestVirt, MachineAddr, Mfn, PAGE_SIZE, Pfn},
+    addr::{DomId, GuestVirt, MachineAddr, Mfn, PAGE_SIZE, Pfn},
     arch_x86_64::{HYPERVISOR_VIRT_START, ROOT_PAGETABLE_FIRST_XEN_SLOT},
     errno::Errno,
     kernel::{Boot, VIRT_BASE, boot, guard, hypercall, mm},
+    memory::{MemoryExchange, XENMEM_EXCHANGE},
     xen::{
         MMU_MACHPHYS_UPDATE, MMU_PT_UPDATE_PRESERVE_AD, MMUEXT_NEW_BASEPTR, MMUEXT_PIN_L1_TABLE,
         MMUEXT_PIN_L2_TABLE, MMUEXT_PIN_L4_TABLE, MMUEXT_UNPIN_TABLE, MmuUpdate, SIF_INITDOMAIN,
@@ -71,6 +72,7 @@ fn main(boot: &'static Boot) -> ! {
         reserved_bits,
         pins,
         roots,
+        trades,
     ];
     for attack in attacks {
         attack(&mut report, &stage);
@@ -408,6 +410,47 @@ fn reserved_bits(report: &mut Report, stage: &Stage) {
         1,
         stage.own() | mm::PAGE_PSE,
         "the PAT bit of an L1 entry",
+    );
+}
+
+/// `XENMEM_exchange`: a frame in use stays, one that nobody maps is traded.
+fn trades(report: &mut Report, _: &Stage) {
+    let Some(page) = mm::allocate() else {
+        return report.check(false, &"a spare page");
+    };
+    let Some(mfn) = boot::pfn_to_mfn(page) else {
+        return report.check(false, &"its frame");
+    };
+    let (given, mut got) = ([mfn.0], [page.0]);
+    let mut trade = MemoryExchange::default();
+    for (side, list) in [
+        (&mut trade.input, given.as_ptr()),
+        (&mut trade.output, got.as_mut_ptr().cast_const()),
+    ] {
+        side.extent_start = list as u64;
+        side.nr_extents = 1;
+        side.domid = DomId::SELF.0;
+    }
+    let home = boot::pfn_to_virt(page);
+    // SAFETY: the lists live on this stack; the page is a spare one, mapped at
+    // one place, which is empty while the frame is traded.
+    unsafe {
+        let mapped = hypercall::memory_op(XENMEM_EXCHANGE, &mut trade);
+        report.refused(mapped, &"a trade of a frame that is mapped");
+        report.allowed(mm::set_mapping(home, 0), &"unmapping a spare page");
+        let traded = hypercall::memory_op(XENMEM_EXCHANGE, &mut trade);
+        report.allowed(traded, &"a trade of a frame that nobody maps");
+        report.check(trade.nr_exchanged == 1, &"one extent was traded");
+        let new = mm::entry(
+            Mfn(core::ptr::read_volatile(&raw const got[0])),
+            mm::PAGE_KERNEL,
+        );
+        report.allowed(mm::set_mapping(home, new), &"mapping what was got for it");
+    }
+    report.check(
+        // SAFETY: the spare page.
+        unsafe { guard::write(home, 0x5eed) }.is_ok() && matches!(guard::read(home), Ok(0x5eed)),
+        &"the new frame holds what is written",
     );
 }
 

@@ -326,6 +326,25 @@ fn xsa_252_291_release_drops_only_the_allocated_reference() {
     d.audit();
 }
 
+/// A frame that is traded must be nobody's: not mapped, not a table, not given
+/// back before.
+#[test]
+fn xsa_214_287_only_an_unused_frame_changes_hands() {
+    let mut d = Domain::with_tree(8);
+    for frame in 0..4 {
+        d.refuses(Errno::EBUSY, |d| d.paging.release_unused(mfn(frame)));
+    }
+    let owned = d.paging.owned_frames();
+    d.update(3, 6, maps(5, RO)).unwrap();
+    d.refuses(Errno::EBUSY, |d| d.paging.release_unused(mfn(5)));
+    d.update(3, 6, Pte(0)).unwrap();
+    d.paging.release_unused(mfn(5)).unwrap();
+    d.refuses(Errno::EINVAL, |d| d.paging.release_unused(mfn(5)));
+    assert_eq!(d.paging.owned_frames(), owned - 1);
+    assert_eq!(d.paging.allocate(0), Ok(mfn(5)), "last in, first out");
+    d.audit();
+}
+
 /// Every selector is checked against the current limits, empty tables
 /// included.
 #[test]
