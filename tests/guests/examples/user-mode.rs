@@ -27,7 +27,7 @@ use guest_abi::{
     errno::Errno,
     kernel::{
         Boot, VIRT_BASE, boot, hypercall, mm,
-        trap::{TRAP_PAGE_FAULT, TRAP_SYSCALL, TrapFrame},
+        trap::{TRAP_FAILSAFE, TRAP_PAGE_FAULT, TRAP_SYSCALL, TrapFrame},
         user,
     },
     sched::SCHEDOP_SHUTDOWN,
@@ -105,6 +105,7 @@ fn main(boot: &'static Boot) -> ! {
     system_calls(&mut report);
     kernel_memory(&mut report);
     privileged(&mut report);
+    bad_return(&mut report);
     report.refused(
         // SAFETY: if it is allowed, that is the finding; nothing is stored.
         unsafe { mm::set_mapping(GuestVirt(VIRT_BASE), mm::entry(root, mm::PAGE_KERNEL)) },
@@ -242,6 +243,18 @@ fn kernel_memory(report: &mut Report) {
     report.check(
         frame.number == 13,
         &format_args!("no canonical address: trap {}", frame.number),
+    );
+}
+
+/// The kernel wants to go on in user mode at an address that no processor takes:
+/// the failsafe entry point is told, and nothing has run.
+fn bad_return(report: &mut Report) {
+    let context = user::context(GuestVirt(0x8000_0000_0000), GuestVirt(STACK_TOP));
+    // SAFETY: the user root is loaded.
+    let frame = unsafe { user::run(context) };
+    report.check(
+        frame.number == TRAP_FAILSAFE && frame.rip == 0x8000_0000_0000,
+        &format_args!("a bad return: trap {} at {:#x}", frame.number, frame.rip),
     );
 }
 
