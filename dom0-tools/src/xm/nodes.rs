@@ -28,7 +28,7 @@ use super::record::Record;
 use crate::{
     config::name::DOM0_NAME,
     xenstore::{
-        client::{Client, Error, Nodes},
+        client::{Client, Error, Nodes, Transaction},
         perms::{Access, Perm},
     },
 };
@@ -117,12 +117,7 @@ pub fn claim(
     name: &str,
     lives: impl Fn(DomId) -> bool,
 ) -> Result<(), NameError> {
-    let mut taken = None;
-    store.transaction(|t| {
-        taken = holder(t, name, dom, &lives)?;
-        if taken.is_some() {
-            return Ok(());
-        }
+    with_free_name(store, dom, name, lives, |t| {
         // What a domain of the same number may have left.
         remove_tree(t, &home(dom))?;
         make(t, &home(dom), readable(dom))?;
@@ -131,14 +126,7 @@ pub fn claim(
         t.write(&format!("{}/domid", home(dom)), dom.to_string())?;
         t.write(&format!("{}/uuid", vm_path(uuid)), uuid.to_string())?;
         write_name(t, dom, uuid, name)
-    })?;
-    match taken {
-        None => Ok(()),
-        Some(dom) => Err(NameError::Taken {
-            name: name.to_owned(),
-            dom,
-        }),
-    }
+    })
 }
 
 /// Gives a domain another name.
@@ -152,13 +140,23 @@ pub fn rename(
     name: &str,
     lives: impl Fn(DomId) -> bool,
 ) -> Result<(), NameError> {
-    let mut taken = None;
-    store.transaction(|t| {
-        taken = holder(t, name, dom, &lives)?;
-        match taken {
-            None => write_name(t, dom, uuid, name),
-            Some(_) => Ok(()),
+    with_free_name(store, dom, name, lives, |t| write_name(t, dom, uuid, name))
+}
+
+/// Does `write` in the transaction that has found `name` free for `dom`.
+fn with_free_name(
+    store: &mut Client,
+    dom: DomId,
+    name: &str,
+    lives: impl Fn(DomId) -> bool,
+    mut write: impl FnMut(&mut Transaction<'_>) -> Result<(), Error>,
+) -> Result<(), NameError> {
+    let taken = store.transaction(|t| {
+        let taken = holder(t, name, dom, &lives)?;
+        if taken.is_none() {
+            write(t)?;
         }
+        Ok(taken)
     })?;
     match taken {
         None => Ok(()),
