@@ -4,6 +4,7 @@ pub mod background;
 pub mod builder;
 pub mod config;
 pub mod console;
+pub mod image;
 pub mod paths;
 pub mod services;
 pub mod xenstore;
