@@ -6,9 +6,7 @@ use std::{
 };
 
 use imago::{
-    FormatCreateBuilder, Storage, StorageCreateOptions,
-    file::File,
-    qcow2::{Qcow2CreateBuilder},
+    FormatCreateBuilder, Storage, StorageCreateOptions, file::File, qcow2::Qcow2CreateBuilder,
 };
 
 use super::{Fault, ImageError, Mode};
@@ -76,9 +74,13 @@ impl Backing {
             other => return Err(Fault::Format(other)),
         };
         let path = fs::canonicalize(&self.path)?;
-        let path = path.to_str().ok_or_else(|| refused("its path is not UTF-8"))?;
+        let path = path
+            .to_str()
+            .ok_or_else(|| refused("its path is not UTF-8"))?;
         if path.len() > 1023 {
-            return Err(refused("its path is longer than the 1023 bytes of a header"));
+            return Err(refused(
+                "its path is longer than the 1023 bytes of a header",
+            ));
         }
         Ok((path.to_owned(), format.to_owned()))
     }
@@ -97,15 +99,16 @@ pub fn looks_like(path: &Path) -> Result<Format, ImageError> {
         super::gate::check_layer(path)?;
         let mut head = Vec::new();
         fs::File::open(path)?.take(4).read_to_end(&mut head)?;
-        Ok(if head == QCOW2 { Format::Qcow2 } else { Format::Raw })
+        Ok(if head == QCOW2 {
+            Format::Qcow2
+        } else {
+            Format::Raw
+        })
     })
 }
 
 /// Runs `create`; a file that it made and could not complete is removed.
-fn make(
-    path: &Path,
-    create: impl FnOnce(&Path) -> Result<(), Fault>,
-) -> Result<(), ImageError> {
+fn make(path: &Path, create: impl FnOnce(&Path) -> Result<(), Fault>) -> Result<(), ImageError> {
     let existed = fs::symlink_metadata(path).is_ok();
     let made = make_error(path, || create(path));
     if made.is_err() && !existed {

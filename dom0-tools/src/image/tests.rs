@@ -85,7 +85,10 @@ fn a_chain_that_bites_its_tail_is_refused() {
     fs::remove_file(&a).expect("removed");
     create_qcow2(&a, MIB, Some(&backing(&b, Format::Qcow2))).expect("a header");
     let error = open(&a, Format::Qcow2, Mode::default()).expect_err("a ring");
-    assert!(error.to_string().contains("leads back to itself"), "{error}");
+    assert!(
+        error.to_string().contains("leads back to itself"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -122,7 +125,9 @@ fn sample(dir: &Dir) -> Vec<u8> {
     create_qcow2(&path, 4 * MIB, None).expect("an image");
     let image = open(&path, Format::Qcow2, WRITE).expect("it opens");
     for cluster in [0, 3, 9] {
-        image.write([7u8; 4096].as_slice(), cluster * 65536).expect("a write");
+        image
+            .write([7u8; 4096].as_slice(), cluster * 65536)
+            .expect("a write");
     }
     image.flush().expect("a flush");
     drop(image);
