@@ -1,5 +1,6 @@
 //! The control domain of Domus: the programs of domid 0 and what they share.
 
+pub mod backend;
 pub mod background;
 pub mod builder;
 pub mod config;
