@@ -4,6 +4,9 @@
 //! Law: an operation on a domain that is being destroyed fails with `ESRCH`
 //! like one on a domain that does not exist, except those that look.
 
+mod dom0_grants;
+mod restrict;
+
 use crate::{
     domain::{Domain, DomainError},
     events::{EventError, PortNotifier, PortState as ChannelState},
@@ -53,6 +56,7 @@ type Result<T> = std::result::Result<T, Failure>;
 
 impl Dom0Calls for Hypervisor {
     fn handle(&self, session: &mut Session, request: Request) -> Result<Answer> {
+        self.check_restriction(session, &request)?;
         match request {
             Request::Hello { .. } => Err(failure(Errno::EINVAL, "a second Hello")),
             Request::HostInfo => Ok(Reply::HostInfo(self.host_info()).into()),
@@ -102,11 +106,25 @@ impl Dom0Calls for Hypervisor {
                     .map_err(|error| event_failure(&error))
             }
             Request::EvtchnStatus { dom, port } => self.port_status(DomId(dom), Port(port)),
+            Request::GrantMap {
+                dom,
+                refs,
+                write,
+                has_file,
+            } => self.map_grants(session, dom, &refs, write, has_file),
+            Request::GrantUnmap { handles } => dom0_grants::unmap(session, &handles),
+            Request::GrantCopy { dom, copies } => self.copy_grants(dom, &copies),
+            Request::Restrict { dom } => self.restrict(session, dom),
+            Request::GetDomainCounters { dom } => {
+                let domain = self.domain(DomId(dom)).ok_or_else(|| no_domain(dom))?;
+                Ok(Reply::Counters(domain.counts.list()).into())
+            }
             other => self.handle_domain(other),
         }
     }
 
     fn release(&self, session: Session) {
+        session.maps().release_all();
         for port in session.ports() {
             let _ = self.host.dom0_events().close(port);
         }

@@ -19,7 +19,7 @@ use nix::{
 };
 use std::{
     fs::File,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::atomic::{AtomicU64, Ordering},
 };
 use vm_memory::{AtomicInteger, Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
@@ -184,6 +184,17 @@ impl MachineMemory {
     #[must_use]
     pub fn ram_fd(&self) -> BorrowedFd<'_> {
         self.ram.file.as_fd()
+    }
+
+    /// The file behind RAM, opened anew for reading only: not even `mprotect`
+    /// makes a mapping of it writable.
+    ///
+    /// # Errors
+    /// The kernel's answer; it needs `/proc`.
+    pub fn ram_fd_read_only(&self) -> std::io::Result<OwnedFd> {
+        use std::os::fd::AsRawFd;
+        let name = format!("/proc/self/fd/{}", self.ram.file.as_raw_fd());
+        File::open(name).map(OwnedFd::from)
     }
 
     /// The memory at `addr..addr + len`, if one area holds it all.

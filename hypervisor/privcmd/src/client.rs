@@ -3,36 +3,37 @@
 //! Law: one request is in flight at a time; threads that share a [`Client`]
 //! take turns. A connection on which a message went wrong is never used again.
 //!
-//! What a client acquires belongs to its connection: drop the client and the
-//! hypervisor takes its ports back (see [`protocol`](crate::protocol)).
+//! What a client acquires belongs to its connection: drop the client, and the
+//! [`GrantMapping`]s that it made, and the hypervisor takes its ports back (see
+//! [`protocol`](crate::protocol)).
 
 mod calls;
 mod error;
+mod files;
+mod grants;
+mod link;
+mod region;
 
 use std::{
-    io,
-    os::{
-        fd::{AsFd, OwnedFd},
-        unix::net::UnixStream,
-    },
-    path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
+    sync::Arc,
 };
 
 pub use calls::Memory;
 pub use error::ClientError;
+pub use grants::{CopyData, GrantCopy, GrantMapping};
+pub use region::AccessError;
 
-use crate::{
-    protocol::{PROTOCOL_VERSION, Reply, Request, Response},
-    wire::{Channel, MAX_FDS, Patience, WireError},
-};
+use crate::protocol::{PROTOCOL_VERSION, Reply, Request};
+use files::Files;
+use link::Link;
 
 /// A connection to the hypervisor.
 #[derive(Debug)]
 pub struct Client {
-    path: PathBuf,
-    /// `None` once a message went wrong.
-    channel: Mutex<Option<Channel>>,
+    link: Arc<Link>,
+    files: Files,
 }
 
 impl Client {
@@ -45,8 +46,8 @@ impl Client {
     pub fn connect(path: &Path) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(path).map_err(|e| ClientError::connecting(path, e))?;
         let client = Self {
-            path: path.into(),
-            channel: Mutex::new(Some(Channel::over(stream, Patience::default()))),
+            link: Arc::new(Link::new(path, stream)),
+            files: Files::default(),
         };
         let hello = Request::Hello {
             version: PROTOCOL_VERSION,
@@ -66,28 +67,7 @@ impl Client {
     /// [`ClientError::Failed`] with what the hypervisor said, or
     /// [`ClientError::Disconnected`] or [`ClientError::Wire`].
     pub fn call(&self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
-        let mut slot = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        // Taken out while in use, so that every early return leaves it broken.
-        let channel = slot.take().ok_or_else(|| self.disconnected())?;
-        match channel.send(request, &[]) {
-            // The server may have said why before it hung up: read that.
-            Err(WireError::Io(e)) if e.kind() == io::ErrorKind::BrokenPipe => {}
-            Err(error @ WireError::TooLong { .. }) => {
-                *slot = Some(channel);
-                return Err(error.into());
-            }
-            sent => sent?,
-        }
-        let (response, fds) = match channel.receive::<Response>(MAX_FDS) {
-            Ok(Some(answer)) => answer,
-            Ok(None) => return Err(self.disconnected()),
-            Err(WireError::Io(e)) if e.kind() == io::ErrorKind::ConnectionReset => {
-                return Err(self.disconnected());
-            }
-            Err(error) => return Err(error.into()),
-        };
-        *slot = Some(channel);
-        Ok((response?, fds))
+        self.link.call(request)
     }
 
     /// A descriptor that hangs up (`POLLHUP`) when the hypervisor ends, for
@@ -96,15 +76,6 @@ impl Client {
     /// # Errors
     /// [`ClientError::Disconnected`] when it has ended already.
     pub fn hang_up_fd(&self) -> Result<OwnedFd, ClientError> {
-        let slot = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        let channel = slot.as_ref().ok_or_else(|| self.disconnected())?;
-        let fd = channel.stream().as_fd().try_clone_to_owned();
-        fd.map_err(|error| WireError::Io(error).into())
-    }
-
-    fn disconnected(&self) -> ClientError {
-        ClientError::Disconnected {
-            path: self.path.clone(),
-        }
+        self.link.hang_up_fd()
     }
 }

@@ -18,10 +18,20 @@ use uuid::Uuid;
 
 /// The protocol's number. A hypervisor refuses a client of another number, so
 /// that a half-upgraded installation says so instead of misreading messages.
-pub const PROTOCOL_VERSION: u32 = 1;
+pub const PROTOCOL_VERSION: u32 = 2;
 
 /// The largest encoded message, in bytes, either way.
 pub const MAX_MESSAGE: usize = 1 << 20;
+
+/// The most grants that one request maps, unmaps or copies.
+pub const MAX_GRANT_BATCH: usize = 4096;
+
+/// The most grants that one connection has mapped at a time.
+pub const MAX_CONNECTION_GRANTS: u32 = 65_536;
+
+/// The most bytes that one [`Request::GrantCopy`] copies, all its elements
+/// together.
+pub const MAX_COPY_BYTES: usize = 512 << 10;
 
 /// What a Dom0 process asks of the hypervisor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -194,6 +204,87 @@ pub enum Request {
         /// The port.
         port: u32,
     },
+
+    // grants to domid 0
+    /// `GNTTABOP_map_grant_ref` for domid 0, all of them or none. Reply:
+    /// [`Reply::Grants`], in the order of `refs`. If `has_file` is not the
+    /// domain's generation a descriptor of its memory comes along, which can
+    /// be written only if `write`.
+    GrantMap {
+        /// The granting domain.
+        dom: u16,
+        /// Its grants, at most [`MAX_GRANT_BATCH`].
+        refs: Vec<u32>,
+        /// For writing too.
+        write: bool,
+        /// The generation of the domain whose memory the caller has a
+        /// descriptor of, fit for `write`.
+        has_file: Option<u64>,
+    },
+    /// `GNTTABOP_unmap_grant_ref` of mappings of this connection, all of them
+    /// or none. The caller must have ended its own mappings of the memory
+    /// before: the granting domain may use the frames for something else from
+    /// here on.
+    GrantUnmap {
+        /// As [`Reply::Grants`] told them.
+        handles: Vec<u32>,
+    },
+    /// `GNTTABOP_copy` between grants to domid 0 and the bytes of the message.
+    /// Each element has a status of its own. Reply: [`Reply::Copied`].
+    GrantCopy {
+        /// The granting domain.
+        dom: u16,
+        /// At most [`MAX_GRANT_BATCH`].
+        copies: Vec<CopyElement>,
+    },
+
+    // the connection
+    /// `IOCTL_PRIVCMD_RESTRICT`: from here on this connection gets at nothing
+    /// but `dom`'s information, grants and event channels. Nothing takes it
+    /// back, and it does not go over to a later domain of the same number.
+    Restrict {
+        /// The domain.
+        dom: u16,
+    },
+
+    // statistics
+    /// What the domain's vCPUs did, counted since it began. Reply:
+    /// [`Reply::Counters`].
+    GetDomainCounters {
+        /// The domain.
+        dom: u16,
+    },
+}
+
+/// One element of a [`Request::GrantCopy`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CopyElement {
+    /// The grant.
+    pub gref: u32,
+    /// The first byte in its page.
+    pub offset: u16,
+    /// Which way.
+    pub what: CopyWhat,
+}
+
+impl CopyElement {
+    /// How many bytes it copies.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        match &self.what {
+            CopyWhat::Read(len) => usize::from(*len),
+            CopyWhat::Write(bytes) => bytes.len(),
+        }
+    }
+}
+
+/// Which way a [`CopyElement`] goes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum CopyWhat {
+    /// So many bytes out of the page.
+    Read(u16),
+    /// These bytes into the page.
+    Write(Vec<u8>),
 }
 
 impl Request {
@@ -225,6 +316,11 @@ impl Request {
             Self::EvtchnNotify { .. } => "EvtchnNotify",
             Self::EvtchnClose { .. } => "EvtchnClose",
             Self::EvtchnStatus { .. } => "EvtchnStatus",
+            Self::GrantMap { .. } => "GrantMap",
+            Self::GrantUnmap { .. } => "GrantUnmap",
+            Self::GrantCopy { .. } => "GrantCopy",
+            Self::Restrict { .. } => "Restrict",
+            Self::GetDomainCounters { .. } => "GetDomainCounters",
         }
     }
 }
@@ -285,6 +381,20 @@ pub enum Reply {
         /// The vCPU that it notifies.
         vcpu: u32,
     },
+    /// Mapped grants; perhaps one fd comes along.
+    Grants {
+        /// Of the domain.
+        generation: u64,
+        /// The frame at byte 0 of the domain's memory file.
+        base_mfn: u64,
+        /// A handle and a frame for each.
+        grants: Vec<(u32, u64)>,
+    },
+    /// For each element its `GNTST_*`, and the bytes read, none for one that
+    /// writes or failed.
+    Copied(Vec<(i16, Vec<u8>)>),
+    /// Counters that are not zero, by name.
+    Counters(Vec<(String, u64)>),
 }
 
 /// What travels back for each [`Request`].

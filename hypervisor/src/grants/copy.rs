@@ -2,7 +2,7 @@
 
 use super::{Access, GrantDomains, GrantError, GrantTable, Granted, Use, table::FrameRef};
 use guest_abi::{
-    addr::{DomId, GrantRef, MachineAddr, Mfn, PAGE_SIZE},
+    addr::{DomId, GrantRef, Mfn, PAGE_SIZE},
     grant_table::{GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GnttabCopy, GnttabCopyPtr},
 };
 use std::sync::Arc;
@@ -23,12 +23,6 @@ impl Side {
             Side::Granted(granted) => granted.frame_ref(),
         }
     }
-
-    fn at(&self, offset: u16) -> Result<MachineAddr, GrantError> {
-        let frame = self.frame().frame();
-        let at = frame.addr().and_then(|at| at.checked_add(offset.into()));
-        at.ok_or(GrantError::NotRam(frame))
-    }
 }
 
 /// Does one element of a `GNTTABOP_copy` of the domain `caller`.
@@ -47,24 +41,77 @@ pub fn copy(
     let source = claim(caller, &source, &op.source, from_grant, false)?;
     let dest = claim(caller, &dest, &op.dest, to_grant, true)?;
     let len = usize::from(op.len);
-    for offset in [op.source.offset, op.dest.offset] {
-        if u64::from(offset) + u64::from(op.len) > PAGE_SIZE {
-            return Err(GrantError::CrossesPage {
-                offset,
-                len: op.len,
-            });
-        }
-    }
+    check_part(op.source.offset, op.len)?;
+    check_part(op.dest.offset, op.len)?;
     // Through a buffer: either side may change while it is copied, and the
     // two may overlap.
     let mut page = [0; PAGE];
     let bytes = &mut page[..len];
-    let (from, to) = (source.at(op.source.offset)?, dest.at(op.dest.offset)?);
+    let from = source.frame().at(op.source.offset)?;
+    let to = dest.frame().at(op.dest.offset)?;
     if !source.frame().table().memory().read(from, bytes) {
         return Err(GrantError::NotRam(source.frame().frame()));
     }
     if !dest.frame().table().memory().write(to, bytes) {
         return Err(GrantError::NotRam(dest.frame().frame()));
+    }
+    Ok(())
+}
+
+/// Copies `buf.len()` bytes out of a grant to `user`: a `GNTTABOP_copy` of a
+/// Dom0 process, into memory of its own.
+///
+/// # Errors
+/// A [`GrantError`].
+pub fn read_grant(
+    granter: &Arc<GrantTable>,
+    user: DomId,
+    gref: GrantRef,
+    offset: u16,
+    buf: &mut [u8],
+) -> Result<(), GrantError> {
+    let granted = part(granter, user, gref, (offset, buf.len()), false)?;
+    let at = granted.frame_ref().at(offset)?;
+    let read = granter.memory().read(at, buf);
+    read.then_some(())
+        .ok_or(GrantError::NotRam(granted.frame()))
+}
+
+/// Copies `bytes` into a grant to `user`: see [`read_grant`].
+///
+/// # Errors
+/// A [`GrantError`]; then nothing was copied.
+pub fn write_grant(
+    granter: &Arc<GrantTable>,
+    user: DomId,
+    gref: GrantRef,
+    offset: u16,
+    bytes: &[u8],
+) -> Result<(), GrantError> {
+    let granted = part(granter, user, gref, (offset, bytes.len()), true)?;
+    let at = granted.frame_ref().at(offset)?;
+    let written = granter.memory().write(at, bytes);
+    written
+        .then_some(())
+        .ok_or(GrantError::NotRam(granted.frame()))
+}
+
+/// A use of a part of a granted page.
+fn part(
+    granter: &Arc<GrantTable>,
+    user: DomId,
+    gref: GrantRef,
+    (offset, len): (u16, usize),
+    write: bool,
+) -> Result<Granted, GrantError> {
+    check_part(offset, u16::try_from(len).unwrap_or(u16::MAX))?;
+    let how = Use::Copy;
+    granter.acquire(gref, user, Access { how, write })
+}
+
+fn check_part(offset: u16, len: u16) -> Result<(), GrantError> {
+    if u64::from(offset) + u64::from(len) > PAGE_SIZE {
+        return Err(GrantError::CrossesPage { offset, len });
     }
     Ok(())
 }

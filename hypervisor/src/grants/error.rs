@@ -2,6 +2,7 @@
 
 use guest_abi::{
     addr::{DomId, GrantRef, Mfn},
+    errno::Errno,
     grant_table::*,
 };
 
@@ -151,6 +152,24 @@ impl GrantError {
             | Self::TooManyFrames { .. }
             | Self::NoMemory
             | Self::NoTransfer(_) => GNTST_GENERAL_ERROR,
+        }
+    }
+
+    /// The error number for a Dom0 process, whose calls fail as a whole.
+    #[must_use]
+    pub const fn errno(&self) -> Errno {
+        match self {
+            Self::NoSuchDomain(_) | Self::Dying(_) => Errno::ESRCH,
+            Self::NotPermitted { .. }
+            | Self::FrameNotOwn(_)
+            | Self::NotGranted { .. }
+            | Self::ReadOnly(_)
+            | Self::NotWritable(_) => Errno::EACCES,
+            Self::NoHandle(_) | Self::TooManyUses(_) => Errno::ENOSPC,
+            Self::NoMemory => Errno::ENOMEM,
+            Self::Busy(_) | Self::InUseBy { .. } => Errno::EBUSY,
+            Self::Unstable(_) => Errno::EAGAIN,
+            _ => Errno::EINVAL,
         }
     }
 }

@@ -1,8 +1,9 @@
 //! The using side: mappings of other domains' grants, by handle.
 //!
 //! A guest has one [`MapTrack`], with room for none: guests map nothing of each
-//! other yet. One for a Dom0 process ([`ProcessTarget`]) would end with it, and
-//! with it every mapping it held.
+//! other yet. A Dom0 process has one for each of its connections
+//! ([`ProcessTarget`]), which ends with the connection, and with it every
+//! mapping that it held.
 //!
 //! Law: a mapping is published under its handle after all of it is there, and
 //! is taken out before any of it goes. In between nobody else finds it.
@@ -133,6 +134,18 @@ pub struct MapTrack {
     limit: u32,
     target: Arc<dyn MapTarget>,
     slots: Mutex<Slots>,
+}
+
+impl std::fmt::Debug for MapTrack {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} of {} mappings of {:?}",
+            self.len(),
+            self.limit,
+            self.dom
+        )
+    }
 }
 
 impl MapTrack {
@@ -281,6 +294,31 @@ impl MapTrack {
         let mapping = self.take(handle)?;
         self.put(handle, Slot::Free);
         drop(mapping);
+        Ok(())
+    }
+
+    /// Ends mappings of a Dom0 process, all of `handles` or none.
+    ///
+    /// # Errors
+    /// [`GrantError::BadHandle`] with the first that names no mapping, or one
+    /// that stands in the list twice.
+    pub fn release_each(&self, handles: &[u32]) -> Result<(), GrantError> {
+        let mut taken = Vec::with_capacity(handles.len());
+        for handle in handles {
+            match self.take(*handle) {
+                Ok(mapping) => taken.push((*handle, mapping)),
+                Err(error) => {
+                    for (handle, mapping) in taken {
+                        self.put(handle, Slot::Mapped(mapping));
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        for (handle, mapping) in taken {
+            self.put(handle, Slot::Free);
+            drop(mapping);
+        }
         Ok(())
     }
 

@@ -38,7 +38,7 @@ mod table;
 #[cfg(test)]
 pub(crate) mod tests;
 
-pub use copy::copy;
+pub use copy::{copy, read_grant, write_grant};
 pub use error::GrantError;
 pub use maptrack::{MapReply, MapRequest, MapTarget, MapTrack, ProcessTarget, UnmapRequest};
 pub use pins::{Access, Use};

@@ -312,6 +312,13 @@ impl FrameRef {
     pub(super) fn frame(&self) -> Mfn {
         self.frame
     }
+
+    /// The machine address of a byte of the frame.
+    pub(super) fn at(&self, offset: u16) -> Result<MachineAddr, GrantError> {
+        let at = self.frame.addr();
+        at.and_then(|at| at.checked_add(offset.into()))
+            .ok_or(GrantError::NotRam(self.frame))
+    }
 }
 
 impl Drop for FrameRef {

@@ -1,8 +1,14 @@
 //! What one connection holds of domid 0's resources.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
-use guest_abi::addr::Port;
+use domus_privcmd::protocol::MAX_CONNECTION_GRANTS;
+use guest_abi::addr::{DomId, Port};
+
+use crate::{
+    events::DomainKey,
+    grants::{MapTrack, ProcessTarget},
+};
 
 /// The process at the other end, as the kernel vouches for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,16 +28,20 @@ pub struct Session {
     id: u64,
     peer: Peer,
     ports: BTreeSet<Port>,
+    maps: MapTrack,
+    restricted: Option<DomainKey>,
 }
 
 impl Session {
     /// An empty session. `id` is never used for another one.
     #[must_use]
-    pub const fn new(id: u64, peer: Peer) -> Self {
+    pub fn new(id: u64, peer: Peer) -> Self {
         Self {
             id,
             peer,
             ports: BTreeSet::new(),
+            maps: MapTrack::new(DomId::DOM0, MAX_CONNECTION_GRANTS, Arc::new(ProcessTarget)),
+            restricted: None,
         }
     }
 
@@ -66,5 +76,22 @@ impl Session {
     /// The ports that it holds.
     pub fn ports(&self) -> impl ExactSizeIterator<Item = Port> + '_ {
         self.ports.iter().copied()
+    }
+
+    /// The grants that it has mapped.
+    #[must_use]
+    pub const fn maps(&self) -> &MapTrack {
+        &self.maps
+    }
+
+    /// The only domain that it may get at, if it asked for that.
+    #[must_use]
+    pub const fn restricted(&self) -> Option<DomainKey> {
+        self.restricted
+    }
+
+    /// From here on it gets at nothing but `domain`. The first call stands.
+    pub fn restrict(&mut self, domain: DomainKey) {
+        self.restricted.get_or_insert(domain);
     }
 }

@@ -210,6 +210,12 @@ impl Client {
             Reply::EvtchnStatus { state, vcpu } => (state, VcpuId(vcpu)))
     }
 
+    /// What a domain's vCPUs did since it began: the counters that are not
+    /// zero, by name, as in the log line at its end.
+    pub fn domain_counters(&self, dom: DomId) -> Result<Vec<(String, u64)>, ClientError> {
+        ask!(self, Request::GetDomainCounters { dom: dom.0 }, Reply::Counters(list) => list)
+    }
+
     fn bind(&self, request: &Request) -> Result<(Port, OwnedFd), ClientError> {
         match self.call_for_fd(request)? {
             (Reply::Port(port), eventfd) => Ok((Port(port), eventfd)),

@@ -52,6 +52,14 @@ pub enum ClientError {
     /// A message did not get through.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// This process could not map what it may map.
+    #[error("cannot map granted pages of domain {dom}: {source}")]
+    Map {
+        /// The granting domain.
+        dom: u16,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The request reached the hypervisor and failed there.
     #[error(transparent)]
     Failed(#[from] Failure),
