@@ -8,5 +8,6 @@ pub mod console;
 pub mod image;
 pub mod paths;
 pub mod services;
+pub mod trace;
 pub mod xenstore;
 pub mod xm;

@@ -105,6 +105,8 @@ impl Dom0Calls for Hypervisor {
                     .map(|()| Answer::DONE)
                     .map_err(|error| event_failure(&error))
             }
+            Request::TraceStart { dom, kinds } => self.trace_start(session, dom, kinds),
+            Request::TraceRead { patience_ms } => trace_read(session, patience_ms),
             Request::EvtchnStatus { dom, port } => self.port_status(DomId(dom), Port(port)),
             Request::GrantMap {
                 dom,
@@ -125,6 +127,9 @@ impl Dom0Calls for Hypervisor {
 
     fn release(&self, session: Session) {
         session.maps().release_all();
+        if let Some(tracer) = session.trace() {
+            tracer.stop(session.id());
+        }
         for port in session.ports() {
             let _ = self.host.dom0_events().close(port);
         }
@@ -145,7 +150,38 @@ fn no_domain(dom: u16) -> Failure {
     failure(Errno::ESRCH, format!("domain {dom} does not exist"))
 }
 
+/// The longest wait for records.
+const TRACE_PATIENCE_MS: u32 = 1000;
+
+fn trace_read(session: &Session, patience_ms: u32) -> Result<Answer> {
+    let tracer = session
+        .trace()
+        .ok_or_else(|| failure(Errno::EINVAL, "this connection traces no domain"))?;
+    let patience = Duration::from_millis(patience_ms.min(TRACE_PATIENCE_MS).into());
+    let read = tracer.read(session.id(), patience);
+    read.map(|batch| Reply::Trace(batch).into())
+        .map_err(|errno| failure(errno, "the trace has ended"))
+}
+
 impl Hypervisor {
+    fn trace_start(&self, session: &mut Session, dom: u16, kinds: u32) -> Result<Answer> {
+        let domain = self.living(dom)?;
+        let other = session
+            .trace()
+            .is_some_and(|tracer| !Arc::ptr_eq(tracer, &domain.tracer));
+        if other {
+            let why = "this connection traces another domain: use one connection for each";
+            return Err(failure(Errno::EBUSY, why));
+        }
+        let started = domain.tracer.start(session.id(), kinds);
+        started.map_err(|errno| match errno {
+            Errno::EBUSY => failure(errno, format!("somebody else traces domain {dom}")),
+            _ => failure(errno, format!("{kinds:#x} are not kinds of records")),
+        })?;
+        session.hold_trace(Arc::clone(&domain.tracer));
+        Ok(Answer::DONE)
+    }
+
     /// Operations on one living domain.
     fn handle_domain(&self, request: Request) -> Result<Answer> {
         match request {

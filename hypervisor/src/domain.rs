@@ -29,6 +29,7 @@ use crate::{
     shared_words::SharedWords,
     space::Space,
     time::{publish_time, publish_wallclock},
+    trace::Tracer,
     vcpu::{VcpuShared, request},
 };
 use guest_abi::{
@@ -115,6 +116,8 @@ pub struct Domain {
     pub max_pages: AtomicU64,
     /// What its vCPUs did.
     pub counts: Counts,
+    /// Its trace, while somebody listens.
+    pub tracer: Arc<Tracer>,
     /// What it grants.
     pub grants: Arc<GrantTable>,
     /// What it has mapped of others' grants.
@@ -229,6 +232,7 @@ impl Domain {
             vm_assist: AtomicU64::new(0),
             max_pages: AtomicU64::new(spec.max_pages),
             counts: Counts::default(),
+            tracer: Arc::default(),
             grants,
             maps: MapTrack::new(spec.id, 0, Arc::new(ProcessTarget)),
             life: Mutex::new(Life {
@@ -331,6 +335,7 @@ impl Domain {
                 tracing::error!(domain = self.id.0, "a vCPU thread panicked");
             }
         }
+        self.tracer.end();
         self.events.destroy();
         self.maps.release_all();
         self.grants.destroy();

@@ -22,5 +22,6 @@ pub mod privcmd;
 pub mod shared_words;
 pub mod space;
 pub mod time;
+pub mod trace;
 pub mod vcpu;
 pub mod version;

@@ -31,6 +31,7 @@ pub mod shutdown;
 pub mod signals;
 pub mod stop_services;
 pub mod table;
+pub mod trace;
 pub mod uptime;
 pub mod usage;
 pub mod vcpus;

@@ -196,6 +196,21 @@ pub enum Request {
         /// A port of domid 0.
         port: u32,
     },
+    /// Records what the domain's vCPUs do, for this connection alone, until it
+    /// ends. One trace a connection, one connection a domain.
+    TraceStart {
+        /// The domain.
+        dom: u16,
+        /// Bits of [`trace::kind`](crate::trace::kind).
+        kinds: u32,
+    },
+    /// Takes what has been recorded, and waits for it up to so long. Works
+    /// until the connection ends, also when the domain has gone. Reply:
+    /// [`Reply::Trace`].
+    TraceRead {
+        /// In ms, at most 1000.
+        patience_ms: u32,
+    },
     /// `EVTCHNOP_status` of a port of any domain. Reply:
     /// [`Reply::EvtchnStatus`].
     EvtchnStatus {
@@ -315,6 +330,8 @@ impl Request {
             Self::EvtchnBindVirq { .. } => "EvtchnBindVirq",
             Self::EvtchnNotify { .. } => "EvtchnNotify",
             Self::EvtchnClose { .. } => "EvtchnClose",
+            Self::TraceStart { .. } => "TraceStart",
+            Self::TraceRead { .. } => "TraceRead",
             Self::EvtchnStatus { .. } => "EvtchnStatus",
             Self::GrantMap { .. } => "GrantMap",
             Self::GrantUnmap { .. } => "GrantUnmap",
@@ -374,6 +391,8 @@ pub enum Reply {
     VcpuInfo(VcpuInfo),
     /// The bytes of a `vcpu_guest_context`.
     VcpuContext(Vec<u8>),
+    /// Records of a trace.
+    Trace(crate::trace::Batch),
     /// A port's state.
     EvtchnStatus {
         /// What it is bound to.

@@ -136,6 +136,20 @@ impl TwoLevel {
         Ok(())
     }
 
+    /// The lowest ports, at most `max`, that are pending and not masked.
+    #[must_use]
+    pub fn reported(&self, max: usize) -> Vec<u32> {
+        let ports = (0..MAX_PORTS / 64).flat_map(|word| {
+            let (pending, _) = self.bitmap_word(PENDING, Port(word * 64));
+            let (mask, _) = self.bitmap_word(MASK, Port(word * 64));
+            let bits = self.words.load_u64(pending) & !self.words.load_u64(mask);
+            (0..64)
+                .filter(move |bit| bits >> bit & 1 != 0)
+                .map(move |bit| word * 64 + bit)
+        });
+        ports.take(max).collect()
+    }
+
     fn bitmap_word(&self, bitmap: u64, port: Port) -> (MachineAddr, u64) {
         debug_assert!(port.0 < MAX_PORTS);
         let word = u64::from(port.0 % MAX_PORTS / 64);

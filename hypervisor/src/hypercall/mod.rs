@@ -86,7 +86,11 @@ pub fn dispatch(vcpu: &mut Vcpu) -> Result<(), Crash> {
         g[reg::R9],
     ];
     vcpu.domain.counts.hypercall(number);
+    let trace = vcpu.trace_hypercall(number, args);
     let outcome = call(vcpu, number, args);
+    if let Some(trace) = trace {
+        vcpu.trace_result(trace, result(&outcome));
+    }
     match outcome {
         Ok(Done::Value(value)) => vcpu.state.context.gpr[reg::RAX] = value,
         Ok(Done::Registers) => {}
@@ -103,6 +107,15 @@ pub fn dispatch(vcpu: &mut Vcpu) -> Result<(), Crash> {
         }
     }
     Ok(())
+}
+
+/// What the guest gets to see of an outcome, if that is known.
+fn result(outcome: &Outcome) -> Option<u64> {
+    match outcome {
+        Ok(Done::Value(value)) => Some(*value),
+        Ok(Done::Registers | Done::Crash(_)) => None,
+        Err(errno) => Some(failure(*errno)),
+    }
 }
 
 /// An errno as `rax` holds it.

@@ -1,6 +1,6 @@
 //! `multicall`.
 
-use super::{Done, OK, Outcome, call, failure};
+use super::{Done, OK, Outcome, call, failure, result};
 use crate::{cpu::reg, guest_access::GuestAccessExt, vcpu::Vcpu};
 use guest_abi::{
     addr::GuestVirt,
@@ -56,7 +56,11 @@ fn element(vcpu: &mut Vcpu, entry: &MulticallEntry) -> Outcome {
     }
     vcpu.domain.counts.hypercall(entry.op);
     vcpu.in_multicall = true;
+    let trace = vcpu.trace_hypercall(entry.op, entry.args);
     let outcome = call(vcpu, entry.op, entry.args);
+    if let Some(trace) = trace {
+        vcpu.trace_result(trace, result(&outcome));
+    }
     vcpu.in_multicall = false;
     outcome
 }

@@ -8,6 +8,7 @@ use guest_abi::addr::{DomId, Port};
 use crate::{
     events::DomainKey,
     grants::{MapTrack, ProcessTarget},
+    trace::Tracer,
 };
 
 /// The process at the other end, as the kernel vouches for it.
@@ -30,6 +31,7 @@ pub struct Session {
     ports: BTreeSet<Port>,
     maps: MapTrack,
     restricted: Option<DomainKey>,
+    trace: Option<Arc<Tracer>>,
 }
 
 impl Session {
@@ -42,6 +44,7 @@ impl Session {
             ports: BTreeSet::new(),
             maps: MapTrack::new(DomId::DOM0, MAX_CONNECTION_GRANTS, Arc::new(ProcessTarget)),
             restricted: None,
+            trace: None,
         }
     }
 
@@ -93,5 +96,16 @@ impl Session {
     /// From here on it gets at nothing but `domain`. The first call stands.
     pub fn restrict(&mut self, domain: DomainKey) {
         self.restricted.get_or_insert(domain);
+    }
+
+    /// The trace that it listens to.
+    #[must_use]
+    pub const fn trace(&self) -> Option<&Arc<Tracer>> {
+        self.trace.as_ref()
+    }
+
+    /// Enters the trace that was started for this connection.
+    pub fn hold_trace(&mut self, trace: Arc<Tracer>) {
+        self.trace = Some(trace);
     }
 }

@@ -7,6 +7,7 @@ use crate::{
     engine::{EngineError, Entry, kvm::KvmVcpu},
     guest_access::GuestAccess,
 };
+use domus_privcmd::trace::kind;
 use guest_abi::{
     addr::{GuestVirt, Mfn, VcpuId},
     arch_x86::VcpuGuestContext,
@@ -26,6 +27,8 @@ use std::{
 
 /// Stack of a vCPU thread: its deepest path is a page-table validation.
 const THREAD_STACK: usize = 512 << 10;
+/// Ports that the record of a delivery names.
+const TRACED_PORTS: usize = 16;
 
 /// Makes the thread of a vCPU, unless there is one. The vCPU runs when it is
 /// online and the domain is not paused.
@@ -188,18 +191,32 @@ impl Vcpu {
         let clock = &self.domain.host.clock;
         let deadline = self.shared.lock_time().timers.next_deadline(true);
         let until = deadline.map(|ns| Instant::now() + clock.until(ns));
+        let trace = self.trace_clock(kind::EVENT);
         self.time.block(&self.shared);
         self.shared.set_blocked(true);
         self.shared.sleep_until(until);
         self.shared.set_blocked(false);
+        if let Some(began) = trace {
+            self.trace_sleep(began);
+        }
         true
+    }
+
+    fn deliver_events(&mut self) -> Result<(), Crash> {
+        self.domain.counts.events.fetch_add(1, Relaxed);
+        let Some(began) = self.trace_clock(kind::EVENT) else {
+            return self.bounce(self.state.event, None);
+        };
+        let ports = self.domain.delivery.reported(TRACED_PORTS);
+        let delivered = self.bounce(self.state.event, None);
+        self.trace_upcall(began, ports);
+        delivered
     }
 
     /// Delivers what is due, runs the guest to its next trap, deals with it.
     fn step(&mut self) -> Result<(), Crash> {
         if self.event_deliverable() {
-            self.domain.counts.events.fetch_add(1, Relaxed);
-            self.bounce(self.state.event, None)?;
+            self.deliver_events()?;
         }
         if !GuestVirt(self.state.context.rip).is_canonical() {
             return self.bounce_failsafe();

@@ -9,7 +9,9 @@ use crate::{
     guest_access::GuestAccess,
     hypercall,
     paging::{PtWrite, PtWriteOutcome},
+    trace::{Seen, syscall_number},
 };
+use domus_privcmd::trace::kind;
 use guest_abi::addr::{GuestVirt, MachineAddr};
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind};
 use std::sync::atomic::Ordering::Relaxed;
@@ -37,16 +39,27 @@ impl Vcpu {
             Trap::Kick => Ok(()),
             Trap::Syscall if !self.state.user_mode => hypercall::dispatch(self),
             Trap::Syscall => self.user_syscall(),
-            Trap::Exception {
-                vector: 14,
-                error,
-                cr2,
-            } => self.page_fault(error, cr2),
-            Trap::Exception {
-                vector: 13, error, ..
-            } => self.general_protection(error),
-            Trap::Exception { vector: 6, .. } => self.invalid_opcode(),
-            Trap::Exception { vector, error, .. } => {
+            Trap::Exception { vector, error, cr2 } => self.exception(vector, error, cr2),
+        }
+    }
+
+    fn exception(&mut self, vector: u8, error: u32, cr2: GuestVirt) -> Result<(), Crash> {
+        let Some(began) = self.trace_clock(kind::EXCEPTION) else {
+            return self.raised(vector, error, cr2);
+        };
+        let seen = Seen::new(vector, error, cr2, &self.state);
+        let handler = self.state.trap_handler(vector).address;
+        let done = self.raised(vector, error, cr2);
+        self.trace_exception(began, seen, handler);
+        done
+    }
+
+    fn raised(&mut self, vector: u8, error: u32, cr2: GuestVirt) -> Result<(), Crash> {
+        match vector {
+            14 => self.page_fault(error, cr2),
+            13 => self.general_protection(error),
+            6 => self.invalid_opcode(),
+            _ => {
                 let error = (WITH_ERROR_CODE >> vector & 1 != 0).then_some(error);
                 self.bounce(self.state.trap_handler(vector), error)
             }
@@ -67,6 +80,9 @@ impl Vcpu {
     }
 
     fn user_syscall(&mut self) -> Result<(), Crash> {
+        if let Some(began) = self.trace_clock(kind::SYSCALL) {
+            self.trace_syscall(began, syscall_number(&self.state), self.state.context.rip);
+        }
         match self.state.syscall {
             Handler { address: 0, .. } => self.bounce(self.state.trap_handler(6), None),
             handler => self.bounce(handler, None),

@@ -10,6 +10,7 @@ use guest_abi::addr::{DomId, Mfn, Pfn, Port, VcpuId};
 
 use super::{Client, ClientError};
 use crate::protocol::{CreateDomain, DomainInfo, HostInfo, PortState, Reply, Request, VcpuInfo};
+use crate::trace::Batch;
 
 /// A domain's memory, as [`Client::map_memory`] gives it.
 #[derive(Debug)]
@@ -45,6 +46,16 @@ macro_rules! ask {
 }
 
 impl Client {
+    /// Starts the trace of a domain: `kinds` are bits of [`trace::kind`](crate::trace::kind).
+    pub fn trace_start(&self, dom: DomId, kinds: u32) -> Result<(), ClientError> {
+        ask!(self, Request::TraceStart { dom: dom.0, kinds }, Reply::Done => ())
+    }
+
+    /// The next records of the trace, waiting up to `patience_ms` for them.
+    pub fn trace_read(&self, patience_ms: u32) -> Result<Batch, ClientError> {
+        ask!(self, Request::TraceRead { patience_ms }, Reply::Trace(batch) => batch)
+    }
+
     /// What the host offers.
     pub fn host_info(&self) -> Result<HostInfo, ClientError> {
         ask!(self, Request::HostInfo, Reply::HostInfo(info) => info)
