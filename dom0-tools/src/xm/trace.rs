@@ -103,6 +103,11 @@ impl Subcommand for Trace {
         let mut sink = Sink::new(&self, &domain)?;
         let held = Held::hold();
         host.hypervisor.trace_start(domain.id(), kinds)?;
+        eprintln!(
+            "Tracing domain {} (id={}); Ctrl+C ends it.",
+            domain.name,
+            domain.id().0
+        );
         let ended = self.follow(&mut host, &domain, &mut sink, &held);
         // An interruption is how a trace usually ends: its table is still due.
         sink.finish()?;

@@ -5,3 +5,4 @@ mod boot;
 mod kernels;
 mod leaks;
 mod services;
+mod trace;
