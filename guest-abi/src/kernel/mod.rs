@@ -38,19 +38,28 @@
 //!   are naked functions, which keep nothing below the stack pointer.
 //! - User mode has its own stack; traps from it are always fine.
 
+pub mod blkfront;
 pub mod boot;
 pub mod console;
+pub mod doorbell;
 pub mod entry;
 pub mod event;
+pub mod front_ring;
+pub mod grant;
 pub mod guard;
 pub mod hypercall;
 pub mod mem;
 pub mod mm;
+pub mod netfront;
+pub mod page;
 pub mod sched;
 pub mod smp;
+pub mod text;
 pub mod time;
 pub mod trap;
 pub mod user;
+pub mod xenbus;
+pub mod xenstore;
 
 pub use boot::Boot;
 
