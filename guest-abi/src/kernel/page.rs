@@ -39,7 +39,9 @@ impl Page {
     #[must_use]
     pub unsafe fn from_raw(at: *mut u8, mfn: Mfn) -> Option<Self> {
         let at = NonNull::new(at)?;
-        (at.as_ptr() as usize % PAGE_BYTES == 0).then_some(Self { at, mfn })
+        (at.as_ptr() as usize)
+            .is_multiple_of(PAGE_BYTES)
+            .then_some(Self { at, mfn })
     }
 
     /// Its frame, as the hypervisor knows it.

@@ -428,7 +428,7 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
             sectors: told("sectors", 0)?,
             // A size that is no multiple of a sector can't be meant.
             sector_size: match told("sector-size", 512)? {
-                size if size > 0 && size % SECTOR as u64 == 0 => size,
+                size if size > 0 && size.is_multiple_of(SECTOR as u64) => size,
                 _ => SECTOR as u64,
             },
             read_only: has(VDISK_READONLY),
@@ -485,7 +485,7 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
     fn check(&self, sector: u64, length: usize) -> Result<u64, BlkError> {
         self.check_live()?;
         let (bytes, unit) = (length as u64, self.disk.sector_size);
-        let whole = bytes % unit == 0 && sector % (unit / SECTOR as u64) == 0;
+        let whole = bytes.is_multiple_of(unit) && sector.is_multiple_of(unit / SECTOR as u64);
         if length == 0 || length > Queue::<D, S>::REACH || !whole {
             return Err(BlkError::Length(length));
         }

@@ -168,7 +168,7 @@ impl<const N: usize> RxQueue<N> {
                 at += part.length;
             }
         }
-        copied.then(|| Received {
+        copied.then_some(Received {
             length: frame.length,
             checksum: match frame.flags {
                 flags if flags & NETRXF_CSUM_BLANK != 0 => Checksum::Blank,

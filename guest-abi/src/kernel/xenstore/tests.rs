@@ -11,12 +11,15 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::*;
 use crate::kernel::page::tests::{alias, host_page};
 
+/// What a daemon says to a request.
+type Answer = Box<dyn Fn(XsdSockmsg, &[u8]) -> Vec<u8>>;
+
 /// The other half: runs whenever the client sleeps or rings.
 struct Daemon {
     page: Page,
     got: RefCell<Vec<u8>>,
     out: RefCell<VecDeque<u8>>,
-    answer: Box<dyn Fn(XsdSockmsg, &[u8]) -> Vec<u8>>,
+    answer: Answer,
     clock: RefCell<u64>,
 }
 
@@ -112,9 +115,7 @@ fn requests_are_written_as_the_protocol_says() {
 #[test]
 fn a_long_message_goes_and_comes_in_pieces() {
     let mut store = echo();
-    let long: String = (0..4000)
-        .map(|n| char::from(b'a' + (n % 26) as u8))
-        .collect();
+    let long: String = ('a'..='z').cycle().take(4000).collect();
     let reply = store.read(Tx::NONE, &long).expect("echoed");
     assert_eq!(reply, format!("{long}\0").as_bytes());
     let too_long = "x".repeat(4096);
