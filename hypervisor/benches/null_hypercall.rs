@@ -5,6 +5,7 @@
 //! domain, whose vCPU thread dispatches it, looks for events and arms timers.
 //! Run-ahead is off: it would answer without an exit. Prints the ratio.
 
+use domus_privcmd::protocol::GrantLimits;
 use guest_abi::{
     addr::{Mfn, VcpuId},
     arch_x86::{VGCF_IN_KERNEL, VGCF_ONLINE, VcpuGuestContext},
@@ -42,7 +43,7 @@ fn program() -> Vec<u8> {
 /// One domain that runs the program to its end.
 fn run_domain(hypervisor: &Hypervisor) -> Duration {
     let domain = hypervisor
-        .create(None, uuid::Uuid::nil(), 1, 16)
+        .create(None, uuid::Uuid::nil(), 1, 16, GrantLimits::default())
         .expect("a domain");
     let mut mm = domain.space.lock_mm();
     let frames: Vec<Mfn> = (0..6).map(|_| mm.allocate(0).expect("a frame")).collect();

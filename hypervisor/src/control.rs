@@ -270,6 +270,7 @@ impl Hypervisor {
             spec.uuid,
             spec.max_vcpus,
             spec.max_pages,
+            spec.grants,
         );
         let domain = created.map_err(|error| {
             let errno = match &error {
@@ -277,7 +278,9 @@ impl Hypervisor {
                 CreateError::NoFreeId | CreateError::Domain(DomainError::Memory(_)) => {
                     Errno::ENOMEM
                 }
-                CreateError::BadId(_) | CreateError::BadVcpus(_) => Errno::EINVAL,
+                CreateError::BadId(_)
+                | CreateError::BadVcpus(_)
+                | CreateError::BadGrantLimits(_) => Errno::EINVAL,
                 CreateError::Domain(_) => Errno::EIO,
             };
             failure(errno, error.to_string())

@@ -32,6 +32,7 @@ use crate::{
     trace::Tracer,
     vcpu::{VcpuShared, request},
 };
+use domus_privcmd::protocol::GrantLimits;
 use guest_abi::{
     addr::{DomId, VcpuId},
     errno::Errno,
@@ -48,9 +49,6 @@ use uuid::Uuid;
 /// Tables that one paging operation may deal with while it holds the lock:
 /// some tens of milliseconds.
 const PAGING_BUDGET: u32 = 4096;
-
-/// Frames of a guest's grant table, as Xen's default (`gnttab_max_frames`).
-const MAX_GRANT_FRAMES: u32 = 64;
 
 /// A guest's highest event channel, as Xen's tools set it.
 const MAX_GUEST_PORT: u32 = 1023;
@@ -161,6 +159,8 @@ pub struct DomainSpec {
     pub vcpus: u32,
     /// Pages that it may have.
     pub max_pages: u64,
+    /// What it may grant and map.
+    pub grants: GrantLimits,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -216,7 +216,7 @@ impl Domain {
             vcpus.clone(),
             slots,
         ));
-        let grants = GrantTable::new(key, MAX_GRANT_FRAMES, memory, Arc::clone(&space) as _)
+        let grants = GrantTable::new(key, spec.grants.frames, memory, Arc::clone(&space) as _)
             .map_err(|_| paging_error(Errno::ENOMEM))?;
         Ok(Arc::new(Domain {
             id: spec.id,

@@ -16,6 +16,7 @@ use crate::{
     time::{PvClock, TscClock, WallTime, measure_tsc_khz},
     version,
 };
+use domus_privcmd::protocol::GrantLimits;
 use guest_abi::{addr::DomId, xen::VIRQ_DOM_EXC};
 use kvm_bindings::CpuId;
 use kvm_ioctls::{Cap, Kvm};
@@ -270,6 +271,12 @@ pub enum CreateError {
     /// Not a number of vCPUs that a domain can have.
     #[error("{0} vCPUs: a domain has 1 to 32")]
     BadVcpus(u32),
+    /// Not limits that a domain can have.
+    #[error(
+        "a domain has 1 to {most} grant frames and up to {most} maptrack frames, not {frames} and {maps}",
+        most = GrantLimits::MOST, frames = .0.frames, maps = .0.maptrack_frames
+    )]
+    BadGrantLimits(GrantLimits),
     /// See [`DomainError`].
     #[error(transparent)]
     Domain(#[from] DomainError),
@@ -328,7 +335,12 @@ impl Hypervisor {
         uuid: Uuid,
         vcpus: u32,
         max_pages: u64,
+        grants: GrantLimits,
     ) -> Result<Arc<Domain>, CreateError> {
+        let frames = 1..=GrantLimits::MOST;
+        if !frames.contains(&grants.frames) || grants.maptrack_frames > GrantLimits::MOST {
+            return Err(CreateError::BadGrantLimits(grants));
+        }
         if vcpus == 0 || vcpus > crate::engine::kvm::MAX_VCPUS {
             return Err(CreateError::BadVcpus(vcpus));
         }
@@ -341,6 +353,7 @@ impl Hypervisor {
             uuid,
             vcpus,
             max_pages,
+            grants,
         };
         let domain = Domain::new(Arc::clone(&self.host), &spec)?;
         let peer = Peer {

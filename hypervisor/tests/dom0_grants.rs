@@ -9,7 +9,7 @@ use std::{
 
 use domus_privcmd::{
     client::{AccessError, Client, CopyData, GrantCopy},
-    protocol::{CreateDomain, MAX_GRANT_BATCH, Request},
+    protocol::{CreateDomain, GrantLimits, MAX_GRANT_BATCH, Request},
 };
 use guest_abi::{
     addr::{DomId, MachineAddr, Mfn, Pfn, Port},
@@ -70,6 +70,7 @@ impl Fixture {
             uuid: Uuid::new_v4(),
             max_vcpus: 1,
             max_pages: PAGES,
+            grants: GrantLimits::default(),
         };
         let dom = client.create_domain(wish).unwrap();
         let extents = client.populate_physmap(dom, Pfn(0), PAGES).unwrap();

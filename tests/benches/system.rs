@@ -14,7 +14,10 @@ use std::{
 };
 
 use dom0_tools::builder::{self, BuildSpec, KernelImage};
-use domus_privcmd::{client::Client, protocol::CreateDomain};
+use domus_privcmd::{
+    client::Client,
+    protocol::{CreateDomain, GrantLimits},
+};
 use domus_tests::{
     guest::{self, READY},
     harness::{Config, Guest, Installation, Programs, Terminal, kvm_is_usable},
@@ -73,6 +76,7 @@ fn make(client: &Client, image: &KernelImage) -> DomId {
         uuid: Uuid::new_v4(),
         max_vcpus: 1,
         max_pages: SMALL * 256,
+        grants: GrantLimits::default(),
     };
     let dom = client.create_domain(wish).expect("a domain");
     let port = || {

@@ -6,6 +6,7 @@
 
 use std::path::PathBuf;
 
+use domus_privcmd::protocol::GrantLimits;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -59,6 +60,8 @@ pub const KEYS: &[&str] = &[
     "builder",
     "type",
     "nics",
+    "max_grant_frames",
+    "max_maptrack_frames",
 ];
 
 /// Less than this no kernel can do anything with.
@@ -106,6 +109,9 @@ pub struct DomainConfig {
     pub on_reboot: Action,
     /// What to do when it has crashed.
     pub on_crash: Action,
+    /// What it may grant and map of others' grants.
+    #[serde(default)]
+    pub grants: GrantLimits,
     /// Its disks.
     pub disks: Vec<Disk>,
     /// Its network interfaces.
@@ -196,6 +202,7 @@ fn build(
         on_poweroff: action(settings, "on_poweroff", Action::Destroy)?,
         on_reboot: action(settings, "on_reboot", Action::Restart)?,
         on_crash: action(settings, "on_crash", Action::Restart)?,
+        grants: grant_limits(settings)?,
         disks: disks(settings)?,
         vifs: vifs(settings)?,
     })
@@ -317,6 +324,15 @@ fn vcpus(settings: &mut Settings) -> Result<(u32, u32), Diagnostic> {
     // Both are in 1..=MAX_VCPUS.
     let narrow = |n: u64| u32::try_from(n).unwrap_or(1);
     Ok((narrow(vcpus), narrow(most)))
+}
+
+fn grant_limits(settings: &mut Settings) -> Result<GrantLimits, Diagnostic> {
+    let (usual, most) = (GrantLimits::default(), GrantLimits::MOST.into());
+    let mut frames = |key, usual, least| share(settings, [key, key], usual, least, most);
+    Ok(GrantLimits {
+        frames: frames("max_grant_frames", usual.frames, 1)?,
+        maptrack_frames: frames("max_maptrack_frames", usual.maptrack_frames, 0)?,
+    })
 }
 
 /// `cpus` as a string is for all vCPUs, as a list one entry for each. `cpu`

@@ -102,6 +102,8 @@ fn wrong_values_say_where_and_what() {
         ),
         ("on_reboot = 'coredump-destroy'", (2, 13), "must be one of"),
         ("cpus = '0,x'", (2, 8), "'x' is no CPU"),
+        ("max_grant_frames = 0", (2, 20), "from 1 to 1024"),
+        ("max_maptrack_frames = 1025", (2, 23), "from 0 to 1024"),
         ("cpu_weight = 0", (2, 14), "from 1 to 65535"),
         (
             "disk = ['phy:/a,xvda,w',\n 'phy:/b,xvdq,z']",

@@ -211,6 +211,7 @@ pub fn create(
         uuid,
         max_vcpus: config.max_vcpus,
         max_pages: config.maxmem_mib * PAGES_PER_MIB,
+        grants: config.grants,
     };
     let dom = host
         .hypervisor

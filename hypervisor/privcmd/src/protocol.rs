@@ -353,6 +353,34 @@ pub struct CreateDomain {
     pub max_vcpus: u32,
     /// The most pages that the domain may ever have (`max_mem`).
     pub max_pages: u64,
+    /// See [`GrantLimits`].
+    pub grants: GrantLimits,
+}
+
+/// How much a domain may grant, and how much of others' it may map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantLimits {
+    /// `max_grant_frames`: frames of its grant table, 512 grants each; 1 to
+    /// [`MOST`](Self::MOST).
+    pub frames: u32,
+    /// `max_maptrack_frames`: frames of its map track, 256 mappings each; 0 to
+    /// [`MOST`](Self::MOST). With 0 it can map nothing.
+    pub maptrack_frames: u32,
+}
+
+impl GrantLimits {
+    /// The most frames of either kind.
+    pub const MOST: u32 = 1024;
+}
+
+/// Xen's.
+impl Default for GrantLimits {
+    fn default() -> Self {
+        Self {
+            frames: 64,
+            maptrack_frames: 1024,
+        }
+    }
 }
 
 /// The answer to a [`Request`] that succeeded.
