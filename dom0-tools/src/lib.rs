@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod background;
+pub mod bootloader;
 pub mod builder;
 pub mod config;
 pub mod console;
