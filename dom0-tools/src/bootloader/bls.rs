@@ -81,17 +81,24 @@ fn parse(id: &str, text: &str, variables: &BTreeMap<String, String>) -> Option<F
 
 /// `$name` becomes its value; a name without one goes.
 fn expand(text: &str, variables: &BTreeMap<String, String>) -> String {
-    let words = text.split_whitespace().filter_map(|word| match word.strip_prefix('$') {
-        Some(name) => variables.get(name).map(String::as_str),
-        None => Some(word),
-    });
+    let words = text
+        .split_whitespace()
+        .filter_map(|word| match word.strip_prefix('$') {
+            Some(name) => variables.get(name).map(String::as_str),
+            None => Some(word),
+        });
     words.collect::<Vec<_>>().join(" ")
 }
 
 /// `default` of loader.conf: an id, with `*` for any letters.
 fn default_of(files: &dyn Files, root: &str, entries: &[Entry]) -> usize {
-    let config = files.text(&join(root, "loader/loader.conf")).unwrap_or_default();
-    let pattern = config.lines().map(key_and_value).find(|(key, _)| *key == "default");
+    let config = files
+        .text(&join(root, "loader/loader.conf"))
+        .unwrap_or_default();
+    let pattern = config
+        .lines()
+        .map(key_and_value)
+        .find(|(key, _)| *key == "default");
     let Some((_, pattern)) = pattern else {
         return 0;
     };

@@ -34,7 +34,9 @@ pub struct Choice {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ArgumentError {
     /// Not known.
-    #[error("'{0}' is no argument of the boot loader: --entry=N, --kernel=PATH, --ramdisk=PATH and --args=TEXT are")]
+    #[error(
+        "'{0}' is no argument of the boot loader: --entry=N, --kernel=PATH, --ramdisk=PATH and --args=TEXT are"
+    )]
     Unknown(String),
     /// Nothing behind it.
     #[error("'{0}' wants a value")]
@@ -93,13 +95,23 @@ mod tests {
         assert_eq!(choice.entry.as_deref(), Some("2"));
         assert_eq!(choice.kernel.as_deref(), Some("/k"));
         assert_eq!(options.as_deref(), Some("quiet"));
-        assert_eq!(parse("--entry"), Err(ArgumentError::NoValue("--entry".into())));
-        assert_eq!(parse("--boot=x"), Err(ArgumentError::Unknown("--boot=x".into())));
+        assert_eq!(
+            parse("--entry"),
+            Err(ArgumentError::NoValue("--entry".into()))
+        );
+        assert_eq!(
+            parse("--boot=x"),
+            Err(ArgumentError::Unknown("--boot=x".into()))
+        );
     }
 
     #[test]
     fn names_of_the_one_that_is_built_in() {
-        for name in ["pygrub", "/usr/lib/xen-4.17/bin/pygrub", "/usr/bin/domus-boot"] {
+        for name in [
+            "pygrub",
+            "/usr/lib/xen-4.17/bin/pygrub",
+            "/usr/bin/domus-boot",
+        ] {
             assert!(is_built_in(name), "{name}");
         }
         assert!(!is_built_in("/usr/local/bin/loader"));

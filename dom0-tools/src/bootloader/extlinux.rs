@@ -31,7 +31,8 @@ pub fn find(files: &dyn Files, path: &str) -> Result<Option<Menu>, FileError> {
 }
 
 fn parse(text: &str, dir: &str) -> (Vec<Entry>, String) {
-    let (mut entries, mut default, mut append) = (Vec::<Entry>::new(), String::new(), String::new());
+    let (mut entries, mut default, mut append) =
+        (Vec::<Entry>::new(), String::new(), String::new());
     for line in text.lines() {
         let (key, value) = key_and_value(line);
         let current = entries.last_mut();
@@ -62,7 +63,9 @@ fn parse(text: &str, dir: &str) -> (Vec<Entry>, String) {
     }
     entries.iter_mut().for_each(|entry| take_initrd(entry, dir));
     // COM32 programs and boot sectors are no kernels.
-    entries.retain(|e| !e.kernel.is_empty() && !e.kernel.ends_with(".c32") && !e.kernel.ends_with(".bin"));
+    entries.retain(|e| {
+        !e.kernel.is_empty() && !e.kernel.ends_with(".c32") && !e.kernel.ends_with(".bin")
+    });
     (entries, default)
 }
 

@@ -92,7 +92,10 @@ pub fn list(disk: &Disk<'_>) -> Result<Listing, BootError> {
 }
 
 /// A parser that panics on what a guest wrote must not end the monitor.
-fn guarded<T>(disk: &Disk<'_>, work: impl FnOnce() -> Result<T, BootError>) -> Result<T, BootError> {
+fn guarded<T>(
+    disk: &Disk<'_>,
+    work: impl FnOnce() -> Result<T, BootError>,
+) -> Result<T, BootError> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
@@ -134,7 +137,9 @@ impl<'a> Volumes<'a> {
                     files,
                 }),
                 Content::Other(name) => others.push(format!("{place} is {name}")),
-                Content::Broken(why) => others.push(format!("{place} is a damaged ext file system: {why}")),
+                Content::Broken(why) => {
+                    others.push(format!("{place} is a damaged ext file system: {why}"))
+                }
                 Content::Unknown => others.push(format!("{place} is of no known kind")),
             }
         }
@@ -163,7 +168,13 @@ impl<'a> Volumes<'a> {
         let also: Vec<&String> = notes.iter().chain(&self.others).collect();
         let also = match also[..] {
             [] => String::new(),
-            _ => format!(" ({})", also.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(", ")),
+            _ => format!(
+                " ({})",
+                also.iter()
+                    .map(|s| s.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
         };
         Err(BootError::NoKernel {
             disk: self.disk.path.to_owned(),
@@ -238,14 +249,20 @@ impl<'a> Volumes<'a> {
             path: path.to_owned(),
             fault,
         };
-        let (volume, path) = self.place(index, path).ok_or_else(|| failed(FileError::Missing))?;
+        let (volume, path) = self
+            .place(index, path)
+            .ok_or_else(|| failed(FileError::Missing))?;
         volume.files.read(&path, limit).map_err(failed)
     }
 
     /// Where a path of a boot configuration leads: to a file of its own file
     /// system, whether that is `/` or `/boot`, or of another one.
     fn place(&self, index: usize, path: &str) -> Option<(&Volume, String)> {
-        let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+        let path = if path.starts_with('/') {
+            path.to_owned()
+        } else {
+            format!("/{path}")
+        };
         let mut forms = vec![path.clone(), format!("/boot{path}")];
         forms.extend(path.strip_prefix("/boot/").map(|rest| format!("/{rest}")));
         let others = (0..self.all.len()).filter(|other| *other != index);

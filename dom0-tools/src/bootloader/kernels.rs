@@ -9,7 +9,13 @@ use super::{
 };
 
 const PREFIXES: [&str; 3] = ["vmlinuz-", "vmlinux-", "kernel-"];
-const RAMDISKS: [&str; 5] = ["initrd.img-V", "initramfs-V.img", "initrd-V", "initrd-V.img", "initramfs-V"];
+const RAMDISKS: [&str; 5] = [
+    "initrd.img-V",
+    "initramfs-V.img",
+    "initrd-V",
+    "initrd-V.img",
+    "initramfs-V",
+];
 /// What a kernel's package leaves beside it, and what isn't for every day.
 const NOT_KERNELS: [&str; 6] = [".old", ".bak", ".hmac", ".dpkg-", "rescue", ".sig"];
 
@@ -106,8 +112,14 @@ mod tests {
     #[test]
     fn versions_are_ordered_as_people_do() {
         let sorted = [
-            "5.10.0-9-amd64", "6.1.0~rc1-1", "6.1.0-2-amd64", "6.1.0-10-amd64", "6.1.0-10-cloud-amd64",
-            "6.12", "6.12.1", "10.0",
+            "5.10.0-9-amd64",
+            "6.1.0~rc1-1",
+            "6.1.0-2-amd64",
+            "6.1.0-10-amd64",
+            "6.1.0-10-cloud-amd64",
+            "6.12",
+            "6.12.1",
+            "10.0",
         ];
         for (i, a) in sorted.iter().enumerate() {
             for (j, b) in sorted.iter().enumerate() {

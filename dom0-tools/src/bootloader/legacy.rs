@@ -46,7 +46,9 @@ fn parse(text: &str) -> (Vec<Entry>, usize) {
             pair => pair,
         };
         match (key, entries.last_mut()) {
-            ("default", None) => default = value.trim_start_matches('=').trim().parse().unwrap_or(0),
+            ("default", None) => {
+                default = value.trim_start_matches('=').trim().parse().unwrap_or(0)
+            }
             ("title", _) => {
                 modules = 0;
                 entries.push(Entry {

@@ -2,6 +2,9 @@
 
 use serde::Serialize;
 
+/// More than anybody chooses from; the rest is left out.
+const MAX_ENTRIES: usize = 512;
+
 /// One kernel to boot.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct Entry {
@@ -31,7 +34,8 @@ pub struct Menu {
 impl Menu {
     /// A menu, if it has entries.
     #[must_use]
-    pub fn new(source: &str, entries: Vec<Entry>, default: usize) -> Option<Self> {
+    pub fn new(source: &str, mut entries: Vec<Entry>, default: usize) -> Option<Self> {
+        entries.truncate(MAX_ENTRIES);
         if entries.is_empty() {
             return None;
         }

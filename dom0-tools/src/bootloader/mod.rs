@@ -17,6 +17,7 @@
 //! are looked up in the guest's file system only.
 
 pub mod bls;
+pub mod command;
 pub mod config;
 pub mod disk;
 pub mod error;

@@ -65,7 +65,8 @@ struct MbrEntry {
 fn mbr_entries(sector: &[u8; 512]) -> [MbrEntry; 4] {
     std::array::from_fn(|i| {
         let at = &sector[MBR_ENTRIES + 16 * i..][..16];
-        let word = |o: usize| u64::from(u32::from_le_bytes([at[o], at[o + 1], at[o + 2], at[o + 3]]));
+        let word =
+            |o: usize| u64::from(u32::from_le_bytes([at[o], at[o + 1], at[o + 2], at[o + 3]]));
         MbrEntry {
             active: at[0] == 0x80,
             kind: at[4],
@@ -136,7 +137,8 @@ fn gpt_at(disk: &Section, sector: u64, at: u64) -> io::Result<Vec<Partition>> {
     let Some(header) = disk.bytes::<92>(at)? else {
         return Ok(Vec::new());
     };
-    let word = |o: usize| u32::from_le_bytes([header[o], header[o + 1], header[o + 2], header[o + 3]]);
+    let word =
+        |o: usize| u32::from_le_bytes([header[o], header[o + 1], header[o + 2], header[o + 3]]);
     let (count, size) = (word(80), u64::from(word(84)));
     if header[..8] != *b"EFI PART" || !(128..=4096).contains(&size) {
         return Ok(Vec::new());

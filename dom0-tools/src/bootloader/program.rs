@@ -67,7 +67,13 @@ impl Drop for Room {
 ///
 /// # Errors
 /// It can't be run, fails, takes too long, or names no kernel.
-pub fn run(program: &Path, args: &[String], options: &str, disk: &Path, room: &Room) -> Result<Answer, BootError> {
+pub fn run(
+    program: &Path,
+    args: &[String],
+    options: &str,
+    disk: &Path,
+    room: &Room,
+) -> Result<Answer, BootError> {
     let failed = |what: String| BootError::Program {
         program: program.to_owned(),
         what,
@@ -136,7 +142,10 @@ mod tests {
         };
         let answer = run(&["--x"]).expect("an answer");
         assert_eq!(answer.kernel, room.path().join("k"));
-        assert_eq!((answer.ramdisk, answer.options.as_str()), (None, "root=/disk quiet"));
+        assert_eq!(
+            (answer.ramdisk, answer.options.as_str()),
+            (None, "root=/disk quiet")
+        );
         let error = run(&["--y"]).expect_err("it fails").to_string();
         assert!(error.contains("exit status: 3"), "{error}");
     }

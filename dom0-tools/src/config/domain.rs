@@ -20,6 +20,10 @@ use super::{
     source::Diagnostic,
     vif::Vif,
 };
+use crate::bootloader::{
+    Bootloader, Choice,
+    config::{ArgumentError, is_built_in},
+};
 
 /// The keys that mean something here.
 pub const KEYS: &[&str] = &[
@@ -40,6 +44,7 @@ pub const KEYS: &[&str] = &[
     "features",
     "bootloader",
     "bootargs",
+    "bootentry",
     "bootloader_args",
     "root",
     "extra",
@@ -80,8 +85,11 @@ pub struct DomainConfig {
     pub name: DomainName,
     /// Its handle; none asks for a random one.
     pub uuid: Option<Uuid>,
-    /// The kernel's image.
-    pub kernel: PathBuf,
+    /// The kernel's image; none: the boot loader's to find.
+    pub kernel: Option<PathBuf>,
+    /// The boot loader, where there is no kernel.
+    #[serde(default)]
+    pub bootloader: Option<Bootloader>,
     /// The initial ramdisk.
     pub ramdisk: Option<PathBuf>,
     /// The kernel's command line, put together from `root`, `ip` and `extra`.
@@ -185,12 +193,14 @@ fn build(
 ) -> Result<DomainConfig, Diagnostic> {
     let (memory_mib, maxmem_mib) = memory(settings)?;
     let (vcpus, max_vcpus) = vcpus(settings)?;
+    let (kernel, bootloader, options) = booting(settings, warnings)?;
     Ok(DomainConfig {
         name: name(settings, file)?,
         uuid: uuid(settings)?,
-        kernel: kernel(settings, warnings)?,
+        kernel,
+        bootloader,
         ramdisk: path(settings, "ramdisk")?,
-        cmdline: cmdline(settings)?,
+        cmdline: cmdline(settings, options)?,
         features: settings.text("features")?,
         memory_mib,
         maxmem_mib,
@@ -236,30 +246,70 @@ fn uuid(settings: &mut Settings) -> Result<Option<Uuid>, Diagnostic> {
     }
 }
 
-fn kernel(settings: &mut Settings, warnings: &mut Vec<Diagnostic>) -> Result<PathBuf, Diagnostic> {
+/// What is booted, one way or the other, and the boot loader's `--args`.
+type Booting = (Option<PathBuf>, Option<Bootloader>, Option<String>);
+
+fn booting(settings: &mut Settings, warnings: &mut Vec<Diagnostic>) -> Result<Booting, Diagnostic> {
     let kernel = path(settings, "kernel")?;
-    let bootloader = settings.text("bootloader")?;
-    for args in ["bootargs", "bootloader_args"] {
-        settings.list(args)?;
+    let name = settings.text("bootloader")?.filter(|name| !name.is_empty());
+    let entry = settings.text("bootentry")?;
+    let mut args = Vec::new();
+    // "bootargs" is what xm called it first.
+    for key in ["bootargs", "bootloader_args"] {
+        let given = settings.list(key)?;
+        let words = given.iter().flat_map(|one| one.text.split_whitespace());
+        args.extend(words.map(str::to_owned));
     }
-    match (kernel, bootloader) {
-        (Some(kernel), None) => Ok(kernel),
-        (Some(kernel), Some(loader)) => {
-            let message = format!("ignored: the boot loader '{loader}', since 'kernel' is set");
-            warnings.push(settings.error("bootloader", message));
-            Ok(kernel)
+    match (kernel, name) {
+        (Some(kernel), name) => {
+            if let Some(name) = name {
+                let message = format!("ignored: the boot loader '{name}', since 'kernel' is set");
+                warnings.push(settings.error("bootloader", message));
+            }
+            Ok((Some(kernel), None, None))
         }
-        (None, Some(loader)) => Err(settings.error_with(
-            "bootloader",
-            format!("the boot loader '{loader}' can't be run: boot loaders are not supported"),
-            "Copy kernel and ramdisk out of the guest's disk and set kernel = and ramdisk =.",
-        )),
+        (None, Some(name)) => {
+            let (loader, options) = bootloader(settings, name, entry, args)?;
+            Ok((None, Some(loader), options))
+        }
         (None, None) => Err(settings.error_with(
             "kernel",
             "'kernel' is not set",
-            "Set kernel = \"/path/to/vmlinuz\".",
+            "Set kernel = \"/path/to/vmlinuz\", or bootloader = \"pygrub\" for the kernel in the domain's own disk.",
         )),
     }
+}
+
+fn bootloader(
+    settings: &Settings,
+    name: String,
+    entry: Option<String>,
+    args: Vec<String>,
+) -> Result<(Bootloader, Option<String>), Diagnostic> {
+    if !is_built_in(&name) {
+        if !name.starts_with('/') {
+            return Err(settings.error_with(
+                "bootloader",
+                format!("'{name}' is no boot loader that is known"),
+                "Write \"pygrub\" for the one that is built in, or the absolute path of a program.",
+            ));
+        }
+        let loader = Bootloader {
+            program: Some(PathBuf::from(name)),
+            choice: Choice::default(),
+            args,
+        };
+        return Ok((loader, None));
+    }
+    let wrong = |e: ArgumentError| settings.error("bootloader_args", e.to_string());
+    let (mut choice, options) = Choice::parse(&args).map_err(wrong)?;
+    choice.entry = entry.or(choice.entry);
+    let loader = Bootloader {
+        program: None,
+        choice,
+        args,
+    };
+    Ok((loader, options))
 }
 
 fn path(settings: &mut Settings, key: &str) -> Result<Option<PathBuf>, Diagnostic> {
@@ -412,8 +462,8 @@ fn vifs(settings: &mut Settings) -> Result<Vec<Vif>, Diagnostic> {
 }
 
 /// The kernel's command line: `ip=` and `root=` from their keys, then `extra`
-/// (the last word is the user's). xl's `cmdline` stands for all of it.
-fn cmdline(settings: &mut Settings) -> Result<String, Diagnostic> {
+/// (the last word is the user's), then the boot loader's `--args`. xl's `cmdline` stands for all of it.
+fn cmdline(settings: &mut Settings, options: Option<String>) -> Result<String, Diagnostic> {
     let root = settings.text("root")?;
     let extra = settings.text("extra")?.unwrap_or_default();
     let ip = ip_option(settings)?;
@@ -424,7 +474,7 @@ fn cmdline(settings: &mut Settings) -> Result<String, Diagnostic> {
             true => r,
             false => format!("root={r}"),
         });
-        let parts = [ip, root, nfs, Some(extra)];
+        let parts = [ip, root, nfs, Some(extra), options];
         let parts = parts.into_iter().flatten().filter(|p| !p.is_empty());
         parts.collect::<Vec<_>>().join(" ")
     });

@@ -139,8 +139,23 @@ fn wrong_values_say_where_and_what() {
 fn kernel_or_what_to_do_without() {
     let missing = load_with("name = 'x'", &[]).expect_err("no kernel");
     assert!(missing.message.contains("'kernel' is not set") && missing.remedy.is_some());
-    let loader = load_with("bootloader = 'pygrub'", &[]).expect_err("loader");
-    assert!(loader.message.contains("'pygrub'"), "{}", loader.message);
+    let loaded = load_with(
+        "bootloader = '/usr/lib/xen/bin/pygrub'; bootloader_args = ['--entry=2', '--args=quiet']; extra = 'x'",
+        &[],
+    );
+    let config = loaded.expect("load").config;
+    let loader = config.bootloader.expect("a boot loader");
+    assert_eq!((config.kernel, loader.program), (None, None));
+    assert_eq!(loader.choice.entry.as_deref(), Some("2"));
+    assert_eq!(config.cmdline, "x quiet");
+    let own = load_with("bootloader = '/opt/loader'; bootargs = '-v  a'", &[]);
+    let own = own.expect("load").config.bootloader.expect("a boot loader");
+    assert_eq!(own.program, Some("/opt/loader".into()));
+    assert_eq!(own.args, ["-v", "a"]);
+    let unknown = load_with("bootloader = 'lilo'", &[]).expect_err("unknown");
+    assert!(unknown.message.contains("'lilo'"), "{}", unknown.message);
+    let wrong = load_with("bootloader = 'pygrub'; bootargs = '--fast'", &[]).expect_err("wrong");
+    assert!(wrong.message.contains("--fast"), "{}", wrong.message);
     let both = load_with("kernel = '/k'; bootloader = 'pygrub'", &[]).expect("both");
     assert_eq!(both.warnings.len(), 1);
 }

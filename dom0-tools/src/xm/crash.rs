@@ -1,19 +1,18 @@
 //! What a crashed domain leaves to be read: registers, stack and calls of each
 //! vCPU, by the kernel's symbols.
 
-use std::path::Path;
-
 use domus_privcmd::{client::Client, protocol::DomainInfo};
 use guest_abi::addr::{DomId, VcpuId};
 
-use crate::builder::{KernelImage, crash_report_of};
+use super::boot;
+use crate::{builder::crash_report_of, config::DomainConfig};
 
 /// The report of each vCPU. What can't be had is said in its place.
 #[must_use]
-pub fn report(hypervisor: &Client, info: &DomainInfo, kernel: &Path) -> String {
+pub fn report(hypervisor: &Client, info: &DomainInfo, config: &DomainConfig) -> String {
     // The file may have been replaced since: then symbols are wrong or
     // missing, and the numbers still are right.
-    let image = KernelImage::open(kernel).ok();
+    let image = boot::kernel_of(config);
     let dom = DomId(info.dom);
     let vcpus = (0..=info.max_vcpu_id).map(VcpuId);
     let reports = vcpus.map(|vcpu| {

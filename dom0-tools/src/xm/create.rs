@@ -137,7 +137,7 @@ impl Create {
         }
         warn_of_no_effect(&config);
         // A restart happens in another working directory.
-        config.kernel = absolute(&config.kernel)?;
+        config.kernel = config.kernel.as_deref().map(absolute).transpose()?;
         config.ramdisk = config.ramdisk.as_deref().map(absolute).transpose()?;
         Ok(config)
     }

@@ -20,6 +20,7 @@ use guest_abi::addr::{DomId, PAGE_SIZE, Port, VcpuId};
 use uuid::Uuid;
 
 use super::{
+    boot,
     host::Host,
     nodes,
     progress::Progress,
@@ -27,8 +28,9 @@ use super::{
     signals::Held,
 };
 use crate::{
+    bootloader::BootError,
     builder::{self, BuildError, BuildSpec, KernelError, KernelImage, Ramdisk, RamdiskError},
-    config::DomainConfig,
+    config::{DomainConfig, domain::MAX_CMDLINE},
     xenstore::client::Error as StoreError,
 };
 
@@ -43,6 +45,15 @@ pub enum LifeError {
     /// The ramdisk.
     #[error(transparent)]
     Ramdisk(#[from] RamdiskError),
+    /// The boot loader.
+    #[error(transparent)]
+    Boot(#[from] BootError),
+    /// The boot entry's options and the configuration's.
+    #[error("the kernel's command line has {length} bytes; there is room for {MAX_CMDLINE}")]
+    CommandLine {
+        /// Its length.
+        length: usize,
+    },
     /// The builder.
     #[error(transparent)]
     Build(#[from] BuildError),
@@ -111,6 +122,8 @@ pub struct Images {
     pub kernel: KernelImage,
     /// The ramdisk.
     pub ramdisk: Option<Ramdisk>,
+    /// The kernel's command line.
+    pub cmdline: String,
 }
 
 impl Images {
@@ -120,11 +133,16 @@ impl Images {
     /// What would keep the domain from being made.
     pub fn open(config: &DomainConfig, progress: &Progress) -> Result<Self, LifeError> {
         refuse_devices(config)?;
-        let kernel = KernelImage::open_with(&config.kernel, &mut |step| {
-            progress.step(&said(&step));
-        })?;
-        let ramdisk = config.ramdisk.as_deref().map(Ramdisk::open).transpose()?;
-        let images = Self { kernel, ramdisk };
+        let boot::Loaded {
+            kernel,
+            ramdisk,
+            cmdline,
+        } = boot::load(config, progress)?;
+        let images = Self {
+            kernel,
+            ramdisk,
+            cmdline,
+        };
         builder::plan(&images.kernel, &images.spec(config, Port(0), Port(0)))?;
         Ok(images)
     }
@@ -133,19 +151,11 @@ impl Images {
         BuildSpec {
             memory_pages: config.memory_mib * PAGES_PER_MIB,
             ramdisk: self.ramdisk.clone(),
-            cmdline: config.cmdline.clone(),
+            cmdline: self.cmdline.clone(),
             flags: 0,
             store_port,
             console_port,
         }
-    }
-}
-
-fn said(step: &builder::Progress) -> String {
-    match step {
-        builder::Progress::Reading(_) => "Reading the kernel".to_owned(),
-        builder::Progress::Decompressing(..) => "Unpacking the kernel".to_owned(),
-        builder::Progress::Parsing(_) => "Checking the kernel".to_owned(),
     }
 }
 

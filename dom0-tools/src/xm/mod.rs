@@ -9,6 +9,7 @@
 //! are an interface (they live in [`columns`] and [`error`]); everything that
 //! is for people only goes to stderr.
 
+pub mod boot;
 pub mod columns;
 pub mod console;
 pub mod crash;

@@ -240,7 +240,7 @@ impl Monitor {
             reason,
             SHUTDOWN_POWEROFF | SHUTDOWN_REBOOT | SHUTDOWN_SUSPEND
         ) {
-            let report = crash::report(&self.host.hypervisor, info, &self.record.config.kernel);
+            let report = crash::report(&self.host.hypervisor, info, &self.record.config);
             self.say(&report);
         }
         if action.dumps_core() {

@@ -258,6 +258,7 @@ fn write_vm(t: &mut (impl Nodes + Sized), record: &Record) -> Result<(), Error> 
     let config = &record.config;
     let vm = vm_path(record.uuid);
     let ramdisk = config.ramdisk.as_ref().map(|p| p.display().to_string());
+    let kernel = config.kernel.as_ref().map(|p| p.display().to_string());
     let values = [
         ("start_time", format!("{:.2}", record.start_time)),
         ("memory", config.memory_mib.to_string()),
@@ -268,7 +269,7 @@ fn write_vm(t: &mut (impl Nodes + Sized), record: &Record) -> Result<(), Error> 
         ("on_crash", config.on_crash.to_string()),
         ("image", "linux".to_owned()),
         ("image/ostype", "linux".to_owned()),
-        ("image/kernel", config.kernel.display().to_string()),
+        ("image/kernel", kernel.unwrap_or_default()),
         ("image/ramdisk", ramdisk.unwrap_or_default()),
         ("image/cmdline", config.cmdline.clone()),
         ("xend/restart_count", record.restarts.to_string()),

@@ -68,7 +68,8 @@ struct Lexer<'a> {
 
 impl Lexer<'_> {
     fn token(&mut self) -> bool {
-        self.rest = self.rest.trim_start_matches([' ', '\t', '\r']);
+        let blank = |c: char| c.is_whitespace() && c != '\n';
+        self.rest = self.rest.trim_start_matches(blank);
         let Some(first) = self.rest.chars().next() else {
             return false;
         };

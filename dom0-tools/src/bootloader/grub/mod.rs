@@ -86,7 +86,10 @@ fn chosen(items: &[Item], default: &str) -> Option<usize> {
         None => default.split_once('>').unwrap_or((default, "")),
     };
     let by_number = || first.parse().ok().filter(|n| *n < items.len());
-    let position = items.iter().position(|item| item.is_called(first)).or_else(by_number)?;
+    let position = items
+        .iter()
+        .position(|item| item.is_called(first))
+        .or_else(by_number)?;
     let before: usize = items[..position].iter().map(Item::count).sum();
     let item = &items[position];
     if item.bootable().is_some() {

@@ -163,7 +163,8 @@ impl<'a> Runner<'a> {
         let mut loaded = environment(&text.unwrap_or_default());
         loaded.remove("next_entry");
         // 1 KiB by its format, whatever the file has.
-        self.variables.extend(loaded.into_iter().take(MAX_VARIABLES));
+        self.variables
+            .extend(loaded.into_iter().take(MAX_VARIABLES));
     }
 
     fn item(&mut self, words: &[String], body: &[Statement]) {
