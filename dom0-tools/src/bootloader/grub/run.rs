@@ -149,10 +149,10 @@ impl<'a> Runner<'a> {
     }
 
     fn assign(&mut self, assignment: &str) {
-        if let Some((name, value)) = assignment.split_once('=') {
-            if self.variables.len() < MAX_VARIABLES || self.variables.contains_key(name) {
-                self.variables.insert(name.to_owned(), value.to_owned());
-            }
+        if let Some((name, value)) = assignment.split_once('=')
+            && (self.variables.len() < MAX_VARIABLES || self.variables.contains_key(name))
+        {
+            self.variables.insert(name.to_owned(), value.to_owned());
         }
     }
 
