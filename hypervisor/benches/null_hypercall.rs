@@ -11,8 +11,7 @@ use guest_abi::{
     arch_x86::{VGCF_IN_KERNEL, VGCF_ONLINE, VcpuGuestContext},
 };
 use hypervisor::{
-    emulate::CpuidPolicy,
-    engine::kvm::{KvmVm, probe},
+    engine::{EngineChoice, kvm::probe},
     hypercall::install_context,
     hypervisor::{Hypervisor, RunAheadChoice},
     paging::Level,
@@ -86,20 +85,16 @@ fn run_domain(hypervisor: &Hypervisor) -> Duration {
 }
 
 fn main() {
-    let hypervisor = match Hypervisor::new(RunAheadChoice::Off) {
+    let hypervisor = match Hypervisor::new(EngineChoice::Kvm, RunAheadChoice::Off) {
         Ok(hypervisor) => hypervisor,
         Err(error) => {
             println!("SKIP null_hypercall: {error}");
             return;
         }
     };
-    let host = KvmVm::supported_cpuid(hypervisor.host.kvm()).expect("a CPUID table");
-    let cpuid = CpuidPolicy::new(&host, (4, 17), 1_000_000);
-    let exit = || {
-        probe(hypervisor.host.kvm(), &cpuid)
-            .expect("a trial")
-            .average
-    };
+    let kvm = &hypervisor.host.kvm().expect("KVM was asked for").device;
+    let cpuid = hypervisor.host.cpuid();
+    let exit = || probe(kvm, &cpuid).expect("a trial").average;
     let (mut call, mut bare) = (Duration::MAX, Duration::MAX);
     for _ in 0..ROUNDS {
         bare = bare.min(exit());

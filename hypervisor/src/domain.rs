@@ -18,12 +18,13 @@ use crate::{
     counts::Counts,
     emulate::CpuidPolicy,
     engine::{
-        EngineError,
-        kvm::{KvmVm, MFN_SHARED_INFO},
+        Engine, EngineError, Engines,
+        kvm::{MFN_SHARED_INFO, install_monitor},
     },
     events::{DomainKey, EventChannels, Limits, TwoLevel, VcpuWaker},
     grants::{GrantTable, MapTrack, ProcessTarget},
     hypervisor::Host,
+    interp::GuestPhys,
     memory::{BASE_MFN, MachineMemory, MemoryError},
     paging::{LowAccess, Paging},
     shared_words::SharedWords,
@@ -40,7 +41,7 @@ use guest_abi::{
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::JoinHandle,
 };
@@ -59,7 +60,7 @@ pub enum DomainError {
     /// Its memory.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// Its VM.
+    /// Its engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
     /// Its frame table.
@@ -96,8 +97,8 @@ pub struct Domain {
     pub uuid: Uuid,
     /// Its memory.
     pub space: Arc<Space>,
-    /// Its VM.
-    pub vm: KvmVm,
+    /// What runs it.
+    pub engines: Engines,
     /// Its vCPUs, by number.
     pub vcpus: Vec<Arc<VcpuShared>>,
     /// Delivery of its events.
@@ -120,6 +121,8 @@ pub struct Domain {
     pub grants: Arc<GrantTable>,
     /// What it has mapped of others' grants.
     pub maps: MapTrack,
+    /// The console has been told of an instruction that the engine lacks.
+    pub(crate) told_unknown: AtomicBool,
     life: Mutex<Life>,
 }
 
@@ -185,7 +188,8 @@ impl Domain {
             .share_low_frame(MFN_SHARED_INFO, LowAccess::ReadWrite)
             .map_err(paging_error)?;
         let cpuid = host.cpuid();
-        let vm = KvmVm::new(host.kvm(), Arc::clone(&memory), spec.vcpus, &cpuid)?;
+        let slots = install_monitor(&memory, spec.vcpus)?;
+        let engines = Engines::new(host.kvm(), Arc::clone(&memory), cpuid.clone())?;
         let now = host.clock.now_ns();
         let vcpus: Vec<_> = (0..spec.vcpus)
             .map(|id| Arc::new(VcpuShared::new(VcpuId(id), now)))
@@ -208,7 +212,6 @@ impl Domain {
             shared_virqs: false,
         };
         let events = EventChannels::new(key, limits, Arc::clone(&delivery) as _);
-        let slots = *vm.hypervisor_slots();
         let space = Arc::new(Space::new(
             spec.id,
             Arc::clone(&memory),
@@ -223,7 +226,7 @@ impl Domain {
             generation: spec.generation,
             uuid: spec.uuid,
             space,
-            vm,
+            engines,
             vcpus,
             delivery,
             events,
@@ -235,6 +238,7 @@ impl Domain {
             tracer: Arc::default(),
             grants,
             maps: MapTrack::new(spec.id, 0, Arc::new(ProcessTarget)),
+            told_unknown: AtomicBool::new(false),
             life: Mutex::new(Life {
                 pauses: 1,
                 ..Life::default()
@@ -314,6 +318,16 @@ impl Domain {
         drop(life);
         self.state_changed();
         Ok(())
+    }
+
+    /// An engine for a vCPU, and the change of engines that it came with.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn create_engine(&self, vcpu: &VcpuShared) -> Result<(Engine, u64), EngineError> {
+        let phys: Arc<dyn GuestPhys> = Arc::clone(&self.space) as _;
+        self.engines
+            .create_vcpu(vcpu.id.0, &phys, &vcpu.interrupt_flag())
     }
 
     /// Keeps a vCPU's thread, to be joined at the end.

@@ -7,19 +7,14 @@ use crate::{
     console::Console,
     domain::{Domain, DomainError, DomainSpec},
     emulate::CpuidPolicy,
-    engine::{
-        EngineError,
-        kvm::{KvmVm, Traits, install_kick_signal, probe},
-    },
+    engine::{Available, EngineChoice, EngineKind, KvmHost, KvmMissing, install_kick_signal},
     events::{DomainKey, EventChannels, EventDomains, Limits, NotifierSink},
     grants::{GrantDomains, GrantTable},
-    time::{PvClock, TscClock, WallTime, measure_tsc_khz},
+    time::{PvClock, TscClock, WallTime},
     version,
 };
 use domus_privcmd::protocol::GrantLimits;
 use guest_abi::{addr::DomId, xen::VIRQ_DOM_EXC};
-use kvm_bindings::CpuId;
-use kvm_ioctls::{Cap, Kvm};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -32,27 +27,9 @@ const MAX_DOM0_PORT: u32 = 65_535;
 /// Why the hypervisor can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// There is no `/dev/kvm`.
-    #[error(
-        "/dev/kvm does not exist: this host's kernel offers no KVM. Load the kvm module (and kvm_intel or kvm_amd), \
-         or give this machine a CPU with virtualisation"
-    )]
-    NoKvm,
-    /// It may not be opened.
-    #[error(
-        "/dev/kvm may not be opened by this user (permission denied). Add the user to the group that owns it \
-         (often kvm), or run as root"
-    )]
-    KvmPermission,
-    /// It could not be opened for another reason.
-    #[error("/dev/kvm can't be opened: {0}")]
-    Kvm(kvm_ioctls::Error),
-    /// It is too old.
-    #[error("this host's KVM lacks {0}: a Linux kernel of version 5.10 or later has it")]
-    Capability(&'static str),
-    /// The engine refused.
-    #[error(transparent)]
-    Engine(#[from] EngineError),
+    /// KVM is wanted and can't be used.
+    #[error("{0}")]
+    Kvm(#[from] KvmMissing),
     /// The kick signal's handler could not be set.
     #[error("no handler for the kick signal: {0}")]
     Signal(nix::Error),
@@ -81,14 +58,12 @@ pub struct Host {
     pub console: Console,
     /// System time.
     pub clock: TscClock,
-    kvm: Kvm,
-    host_cpuid: CpuId,
+    engines: Available,
     dom0: Arc<EventChannels>,
     notifiers: Arc<NotifierSink>,
     /// What domains may know of each other.
     peers: Mutex<HashMap<DomId, Peer>>,
     wall: WallTime,
-    traits: Traits,
     run_ahead: bool,
 }
 
@@ -97,10 +72,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Host {
-    fn new(run_ahead: RunAheadChoice) -> Result<Self, StartError> {
-        let kvm = open_kvm()?;
-        let khz = tsc_khz(&kvm).unwrap_or_else(measure_tsc_khz);
-        let clock = TscClock::start(khz);
+    fn new(engine: EngineChoice, run_ahead: RunAheadChoice) -> Result<Self, StartError> {
+        let engines = Available::find(engine)?;
+        let clock = TscClock::start(engines.tsc_khz);
         let notifiers = Arc::new(NotifierSink::new());
         let key = DomainKey {
             dom: DomId::DOM0,
@@ -112,23 +86,16 @@ impl Host {
             shared_virqs: true,
         };
         let dom0 = EventChannels::new(key, limits, Arc::clone(&notifiers) as _);
-        let host_cpuid = KvmVm::supported_cpuid(&kvm)?;
-        let traits = probe(
-            &kvm,
-            &CpuidPolicy::new(&host_cpuid, version::XEN_VERSION, khz),
-        )?;
         let run_ahead = match run_ahead {
             RunAheadChoice::On => true,
             RunAheadChoice::Off => false,
-            RunAheadChoice::Auto => traits.traps_are_slow(),
+            RunAheadChoice::Auto => engines.traps_are_slow(),
         };
         Ok(Host {
             console: Console::default(),
             clock,
-            host_cpuid,
-            traits,
+            engines,
             run_ahead,
-            kvm,
             dom0,
             notifiers,
             peers: Mutex::default(),
@@ -142,7 +109,7 @@ impl Host {
         self.run_ahead
     }
 
-    /// The CPU engine, for people.
+    /// The CPU engine of new domains, for people.
     #[must_use]
     pub fn engine(&self) -> String {
         let ahead = if self.run_ahead {
@@ -150,19 +117,28 @@ impl Host {
         } else {
             ""
         };
-        format!("kvm{ahead}, {} us a trap", self.traits.trap.as_micros())
+        match &self.engines.kvm {
+            Ok(kvm) => format!("kvm{ahead}, {} us a trap", kvm.traits.trap.as_micros()),
+            Err(missing) => format!("soft: {missing}"),
+        }
     }
 
-    /// The KVM device.
+    /// The engine that new domains get.
     #[must_use]
-    pub fn kvm(&self) -> &Kvm {
-        &self.kvm
+    pub fn engine_kind(&self) -> EngineKind {
+        self.engines.default_kind()
+    }
+
+    /// KVM, if domains run on it.
+    #[must_use]
+    pub fn kvm(&self) -> Option<&KvmHost> {
+        self.engines.kvm.as_ref().ok()
     }
 
     /// The CPU that a new domain sees.
     #[must_use]
     pub fn cpuid(&self) -> CpuidPolicy {
-        CpuidPolicy::new(&self.host_cpuid, version::XEN_VERSION, self.clock.khz())
+        self.engines.cpuid()
     }
 
     /// The clock as guests are told it.
@@ -218,30 +194,6 @@ impl GrantDomains for Host {
     }
 }
 
-fn open_kvm() -> Result<Kvm, StartError> {
-    let kvm = Kvm::new().map_err(|error| match error.errno() {
-        libc::ENOENT | libc::ENODEV | libc::ENXIO => StartError::NoKvm,
-        libc::EACCES | libc::EPERM => StartError::KvmPermission,
-        _ => StartError::Kvm(error),
-    })?;
-    let needed = [
-        (Cap::SyncRegs, "KVM_CAP_SYNC_REGS"),
-        (Cap::ImmediateExit, "KVM_CAP_IMMEDIATE_EXIT"),
-        (Cap::UserMemory, "KVM_CAP_USER_MEMORY"),
-    ];
-    match needed.iter().find(|(cap, _)| !kvm.check_extension(*cap)) {
-        Some((_, name)) => Err(StartError::Capability(name)),
-        None => Ok(kvm),
-    }
-}
-
-/// The rate of the TSC that a vCPU reads.
-fn tsc_khz(kvm: &Kvm) -> Option<u32> {
-    let vm = kvm.create_vm().ok()?;
-    let vcpu = vm.create_vcpu(0).ok()?;
-    vcpu.get_tsc_khz().ok().filter(|khz| *khz > 100_000)
-}
-
 #[derive(Default)]
 struct Domains {
     by_id: BTreeMap<DomId, Arc<Domain>>,
@@ -287,9 +239,12 @@ impl Hypervisor {
     ///
     /// # Errors
     /// [`StartError`], which says what to do about it.
-    pub fn new(run_ahead: RunAheadChoice) -> Result<Self, StartError> {
+    pub fn new(engine: EngineChoice, run_ahead: RunAheadChoice) -> Result<Self, StartError> {
         install_kick_signal().map_err(StartError::Signal)?;
-        let host = Arc::new(Host::new(run_ahead)?);
+        let host = Arc::new(Host::new(engine, run_ahead)?);
+        if host.engine_kind() == EngineKind::Soft {
+            tracing::warn!("software engine: {}", host.engine());
+        }
         host.console.print(&format!(
             "Domus {}: Xen {}.{} PV interface, TSC {} kHz, engine {}",
             env!("CARGO_PKG_VERSION"),

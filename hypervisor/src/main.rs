@@ -1,8 +1,9 @@
-//! The hypervisor's process: opens `/dev/kvm` and the privcmd socket, and
-//! serves until it is told to stop.
+//! The hypervisor's process: opens `/dev/kvm`, if it is to use it, and the
+//! privcmd socket, and serves until it is told to stop.
 
 use clap::Parser;
 use hypervisor::{
+    engine::EngineChoice,
     hypervisor::{Hypervisor, RunAheadChoice},
     privcmd::{Limits, Server},
 };
@@ -11,8 +12,8 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 /// Runs Xen PV guests on this host.
 ///
-/// `xm` starts this program when it needs it. It needs /dev/kvm and its socket
-/// and nothing else. SIGTERM ends it, and all domains with it.
+/// `xm` starts this program when it needs it. It needs its socket and, to be
+/// quick, /dev/kvm, and nothing else. SIGTERM ends it, and all domains with it.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -20,7 +21,17 @@ struct Arguments {
     #[arg(long, value_name = "PATH", default_value = "/run/domus/privcmd.sock")]
     socket: PathBuf,
 
-    /// After a trap, interpret the guest's next instructions in this process
+    /// What executes the guests' code: KVM, or this process itself
+    #[arg(
+        long,
+        value_enum,
+        value_name = "ENGINE",
+        default_value = "auto",
+        env = "DOMUS_ENGINE"
+    )]
+    engine: EngineChoice,
+
+    /// After a trap on KVM, interpret the guest's next instructions in this process
     #[arg(
         long,
         value_enum,
@@ -71,7 +82,7 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     // Blocked before any thread exists, so that only this one takes them.
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block()?;
-    let hypervisor = Arc::new(Hypervisor::new(arguments.run_ahead)?);
+    let hypervisor = Arc::new(Hypervisor::new(arguments.engine, arguments.run_ahead)?);
     let server = Server::start(
         &arguments.socket,
         Arc::clone(&hypervisor) as _,

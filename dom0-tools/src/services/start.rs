@@ -90,7 +90,8 @@ fn wait_until_it_answers(
 
 /// What most often keeps a hypervisor from starting, if it did not say so.
 fn with_hint(service: Service, tail: String) -> String {
-    if service != Service::Hypervisor || tail.contains("/dev/kvm") {
+    let kvm_is_asked_for = env::var_os("DOMUS_ENGINE").is_some_and(|engine| engine == "kvm");
+    if service != Service::Hypervisor || !kvm_is_asked_for || tail.contains("/dev/kvm") {
         return tail;
     }
     let opened = std::fs::OpenOptions::new()

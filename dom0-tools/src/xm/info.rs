@@ -118,6 +118,7 @@ fn rows(info: &HostInfo, cpus: &[Cpu]) -> Result<Vec<(&'static str, String)>, Xm
         ("cc_compile_domain", domain),
         ("cc_compile_date", date),
         ("xend_config_format", "4".to_owned()),
+        ("engine", info.engine.clone()),
     ])
 }
 
@@ -240,7 +241,7 @@ mod tests {
         let order = "host release version machine nr_cpus nr_nodes cores_per_socket threads_per_core cpu_mhz hw_caps \
                      virt_caps total_memory free_memory free_cpus xen_major xen_minor xen_extra xen_caps \
                      xen_scheduler xen_pagesize platform_params xen_changeset xen_commandline cc_compiler \
-                     cc_compile_by cc_compile_domain cc_compile_date xend_config_format";
+                     cc_compile_by cc_compile_domain cc_compile_date xend_config_format engine";
         assert_eq!(keys, order.split_whitespace().collect::<Vec<_>>());
         let value = |key| {
             rows.iter()

@@ -1,13 +1,26 @@
 //! The CPU seam: what runs a vCPU's ring-3 context.
 //!
+//! There are two engines: KVM, and *software*, the interpreter alone. [`Engine`]
+//! is one vCPU's, [`Engines`] is what a domain has of them.
+//!
 //! Law: an engine knows frames, not domains. It decides nothing about what a
 //! trap means, and nothing that it reads back from the VM is trusted by the
 //! code above: a [`Trap`](crate::cpu::Trap) holds only what ring-3 code could have brought about.
 
+mod choice;
+mod domain;
+mod kick;
 pub mod kvm;
+mod soft;
 
-use crate::cpu::Context;
+pub use choice::{Available, EngineChoice, EngineKind, KvmHost, KvmMissing};
+pub use domain::Engines;
+pub use kick::{Kickable, install_kick_signal, kick_signal};
+pub use soft::SoftVcpu;
+
+use crate::cpu::{Context, Trap};
 use guest_abi::addr::{MachineAddr, Mfn};
+use kvm::KvmVcpu;
 use std::fmt;
 
 /// Why an engine could not run a vCPU. The domain is crashed with it.
@@ -27,6 +40,12 @@ pub enum EngineError {
     /// Guest memory could not be given to the VM.
     #[error("the monitor's pages do not fit: {0}")]
     Layout(&'static str),
+    /// The software engine met an instruction that it can't execute.
+    #[error("the software engine does not know the instruction {0}")]
+    Unknown(String),
+    /// This process runs no domain on that engine.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 impl EngineError {
@@ -95,6 +114,87 @@ pub struct Entry<'a> {
     /// Page-table words to repeat first; empty on return.
     pub writes: &'a mut TableWrites,
 }
+
+/// What runs one vCPU.
+pub enum Engine {
+    /// KVM.
+    Kvm(KvmVcpu),
+    /// The interpreter.
+    Soft(Box<SoftVcpu>),
+}
+
+impl Engine {
+    /// Which one it is.
+    #[must_use]
+    pub fn kind(&self) -> EngineKind {
+        match self {
+            Engine::Kvm(_) => EngineKind::Kvm,
+            Engine::Soft(_) => EngineKind::Soft,
+        }
+    }
+
+    /// Makes the calling thread the one that [`kick_signal`] takes out of the
+    /// guest.
+    pub fn adopt_thread(&mut self) {
+        if let Engine::Kvm(vcpu) = self {
+            vcpu.adopt_thread();
+        }
+    }
+
+    /// Runs ring 3 until it traps.
+    ///
+    /// # Errors
+    /// [`EngineError`]: the domain can't go on, but for [`EngineError::Unknown`],
+    /// which names the instruction that the context stands at.
+    pub fn run(&mut self, entry: &mut Entry<'_>) -> Result<Trap, EngineError> {
+        match self {
+            Engine::Kvm(vcpu) => vcpu.run(entry),
+            Engine::Soft(vcpu) => vcpu.run(entry),
+        }
+    }
+
+    /// Carries the queued words out without going on into ring 3.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn write_tables(&mut self, entry: &mut Entry<'_>) -> Result<(), EngineError> {
+        match self {
+            Engine::Kvm(vcpu) => vcpu.write_tables(entry),
+            Engine::Soft(_) => {
+                entry.writes.clear();
+                Ok(())
+            }
+        }
+    }
+
+    /// Sets XCR0, after the guest's `xsetbv` was checked.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn set_xcr0(&mut self, value: u64) -> Result<(), EngineError> {
+        match self {
+            Engine::Kvm(vcpu) => vcpu.set_xcr0(value),
+            Engine::Soft(vcpu) => {
+                vcpu.set_xcr0(value);
+                Ok(())
+            }
+        }
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn counts(&self) -> EngineCounts {
+        match self {
+            Engine::Kvm(vcpu) => vcpu.counts(),
+            Engine::Soft(vcpu) => vcpu.counts(),
+        }
+    }
+}
+
+/// Flags that ring-3 code may have set: CF PF AF ZF SF TF DF OF AC ID, RF.
+const USER_FLAGS: u64 = 0x0025_0dd5;
+/// IF and the bit that is always set.
+const FIXED_FLAGS: u64 = 0x202;
 
 /// What an engine counted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

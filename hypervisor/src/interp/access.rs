@@ -74,11 +74,12 @@ impl Cpu {
     }
 
     /// Where to execute a `lock`ed instruction on `bytes` bytes. An operand
-    /// across cache lines is for somebody else.
+    /// across cache lines is for the engine; without one it is brought in and
+    /// written back by who executes the instruction.
     #[inline(always)]
     pub fn exclusive(&mut self, address: u64, bytes: u64) -> Result<HostPtr, Halt> {
         if address & (CACHE_LINE - 1) > CACHE_LINE - bytes {
-            return self.halt(Stop::Unknown);
+            return self.exclusive_split(address, bytes);
         }
         match self.tlb.writable(address) {
             Some(place) => Ok(place),
@@ -130,6 +131,9 @@ impl Cpu {
         }
         match walk(&*self.phys, self.tlb.root(), address, access) {
             Ok(page) => Ok(page),
+            // The tables name no memory that a guest may use so. On a processor
+            // nothing would answer.
+            Err(Refused::Unknown) if self.model.alone => self.fault(vector::GP, 0),
             Err(Refused::Unknown) => self.halt(Stop::Unknown),
             Err(Refused::Fault(error)) => self.halt(Stop::Fault {
                 vector: vector::PF,
@@ -183,6 +187,26 @@ impl Cpu {
             self.flags = flags;
         }
         Ok(())
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn exclusive_split(&mut self, address: u64, bytes: u64) -> Result<HostPtr, Halt> {
+        if !self.model.alone {
+            return self.halt(Stop::Unknown);
+        }
+        if self.split.is_none() {
+            return self.halt(Stop::SplitLock);
+        }
+        let first = (0x1000 - (address & 0xfff)).min(bytes);
+        let mut places = vec![(self.write_place(address, first)?, first)];
+        if first < bytes {
+            places.push((
+                self.write_place(next_page(address), bytes - first)?,
+                bytes - first,
+            ));
+        }
+        Ok(self.split.get_or_insert_default().bring_in(places))
     }
 
     fn split_for_write(&mut self, address: u64, bytes: u64) -> Result<Split, Halt> {

@@ -25,12 +25,14 @@
 mod access;
 mod code;
 mod decode;
+mod describe;
 mod exec;
 mod flags;
 mod host;
 mod op;
 mod pages;
 mod phys;
+mod split;
 mod state;
 mod tlb;
 mod walk;
@@ -41,6 +43,7 @@ pub use state::{Cpuid, Model};
 
 use crate::cpu::{Context, Trap};
 use code::{Block, CodeCache};
+use exec::string::CHUNK;
 use flags::{AC, TF, VM};
 use guest_abi::addr::{GuestVirt, Mfn};
 use op::{Flow, Op, slot};
@@ -125,8 +128,9 @@ impl Interpreter {
     /// instructions, or until `interrupt` is set. (It is not cleared.)
     ///
     /// Single-stepping and alignment checks are for the engine: with TF or AC
-    /// set nothing runs. So are breakpoints: do not call this for a vCPU whose
-    /// debug registers are armed.
+    /// set nothing runs, unless the interpreter is [alone](Model::alone): then
+    /// TF is obeyed, and AC checks nothing. Breakpoints are for the engine too:
+    /// do not call this for a vCPU whose debug registers are armed.
     pub fn run(
         &mut self,
         context: &mut Context,
@@ -134,12 +138,17 @@ impl Interpreter {
         budget: u64,
         interrupt: &AtomicBool,
     ) -> Exit {
-        if context.rflags & (TF | VM | AC) != 0 {
+        let for_engine = context.rflags & (TF | AC) != 0 && !self.cpu.model.alone;
+        if for_engine || context.rflags & VM != 0 {
             return Exit::Unknown;
         }
         self.synchronise(root);
         self.cpu.enter(context);
-        let exit = self.execute(budget, interrupt);
+        let exit = if context.rflags & TF == 0 {
+            self.execute(budget, interrupt)
+        } else {
+            self.single_step()
+        };
         self.cpu.leave(context);
         self.counts.runs += 1;
         self.counts.traps += u64::from(matches!(exit, Exit::Trap(_)));
@@ -161,6 +170,37 @@ impl Interpreter {
         }
     }
 
+    /// The instruction at `context` and its bytes, for people. `None` if the
+    /// processor that the guest sees has no such instruction.
+    #[must_use]
+    pub fn describe(&mut self, context: &Context, root: Mfn) -> Option<String> {
+        self.synchronise(root);
+        self.cpu.enter(context);
+        let instruction = code::instruction(&mut self.cpu)?;
+        describe::describe(&mut self.cpu, &instruction)
+    }
+
+    /// Executes one instruction, or one element of a repeated one, and traps.
+    #[cold]
+    fn single_step(&mut self) -> Exit {
+        self.cpu.chunk = 1;
+        let mut split = false;
+        let stop = loop {
+            let (spent, stop) = step(&mut self.cpu, split);
+            self.counts.instructions += spent;
+            match stop {
+                Some(Stop::OverCode(mfn)) => self.code.drop_frame(&mut self.cpu, mfn),
+                Some(Stop::SplitLock) => split = true,
+                stop => break stop,
+            }
+        };
+        self.cpu.chunk = CHUNK;
+        match stop {
+            None | Some(Stop::Again) => exit(Stop::Software(vector::DB)),
+            Some(stop) => exit(stop),
+        }
+    }
+
     /// Drops what may have become stale since the last run.
     fn synchronise(&mut self, root: Mfn) {
         let epoch = self.cpu.phys.translation_epoch();
@@ -176,7 +216,7 @@ impl Interpreter {
 
     fn execute(&mut self, budget: u64, interrupt: &AtomicBool) -> Exit {
         let mut left = budget;
-        let mut over_code = false;
+        let mut alone = Alone::No;
         loop {
             if interrupt.load(Ordering::Relaxed) {
                 return Exit::Interrupted;
@@ -184,27 +224,39 @@ impl Interpreter {
             if left == 0 {
                 return Exit::Budget;
             }
-            let (spent, stop) = if over_code {
-                step(&mut self.cpu)
-            } else {
+            let (spent, stop) = if alone == Alone::No {
                 match self.code.find(&mut self.cpu) {
                     Ok(id) => run_block(&mut self.cpu, self.code.block(id)),
                     Err(_) => (0, Some(self.cpu.stop)),
                 }
+            } else {
+                step(&mut self.cpu, alone == Alone::Split)
             };
-            over_code = false;
+            alone = Alone::No;
             self.counts.instructions += spent;
             left = left.saturating_sub(spent + std::mem::take(&mut self.cpu.extra));
             match stop {
                 None => {}
                 Some(Stop::OverCode(mfn)) => {
                     self.code.drop_frame(&mut self.cpu, mfn);
-                    over_code = true;
+                    alone = Alone::OverCode;
                 }
+                Some(Stop::SplitLock) => alone = Alone::Split,
+                Some(Stop::Again) => return Exit::Budget,
                 Some(stop) => return exit(stop),
             }
         }
     }
+}
+
+/// Whether the next instruction is executed by itself, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Alone {
+    No,
+    /// It writes over decoded code.
+    OverCode,
+    /// It locks an operand across two cache lines.
+    Split,
 }
 
 /// Executes a block: how many instructions, and what stopped it but its end.
@@ -231,7 +283,7 @@ fn instructions(ops: &[Op]) -> u64 {
 /// Settles `rip`, and which exception a bad address is.
 #[cold]
 fn stopped(cpu: &mut Cpu, op: &Op) -> Stop {
-    if !matches!(cpu.stop, Stop::Syscall | Stop::Breakpoint) {
+    if !matches!(cpu.stop, Stop::Syscall | Stop::Software(_) | Stop::Again) {
         cpu.rip = cpu.in_page(u64::from(op.at));
     }
     if cpu.stop == Stop::NotCanonical {
@@ -245,12 +297,25 @@ fn stopped(cpu: &mut Cpu, op: &Op) -> Stop {
     cpu.stop
 }
 
-/// Executes the one instruction at `rip` without keeping it decoded.
-fn step(cpu: &mut Cpu) -> (u64, Option<Stop>) {
-    match code::single(cpu) {
-        Ok(block) => run_block(cpu, &block),
-        Err(_) => (0, Some(cpu.stop)),
+/// Executes the one instruction at `rip` without keeping it decoded; with
+/// `split`, its locked operand lies across two cache lines.
+fn step(cpu: &mut Cpu, split: bool) -> (u64, Option<Stop>) {
+    let block = match code::single(cpu) {
+        Ok(block) => block,
+        Err(_) => return (0, Some(cpu.stop)),
+    };
+    if !split {
+        return run_block(cpu, &block);
     }
+    let _bus = split::lock_bus();
+    cpu.split = Some(split::SplitOperand::default());
+    let (spent, stop) = run_block(cpu, &block);
+    if let Some(operand) = cpu.split.take()
+        && stop.is_none()
+    {
+        operand.write_back();
+    }
+    (spent, stop)
 }
 
 fn exit(stop: Stop) -> Exit {
@@ -263,10 +328,10 @@ fn exit(stop: Stop) -> Exit {
     };
     match stop {
         Stop::Fault { vector, error, cr2 } => exception(vector, error, cr2),
-        Stop::Breakpoint => exception(vector::BP, 0, 0),
+        Stop::Software(vector) => exception(vector, 0, 0),
         Stop::NotCanonical => exception(vector::GP, 0, 0),
         Stop::Syscall => Exit::Trap(Trap::Syscall),
-        // A write over code is carried out, never reported.
-        Stop::Unknown | Stop::OverCode(_) => Exit::Unknown,
+        // What the loop deals with by itself is never reported.
+        Stop::Unknown | Stop::OverCode(_) | Stop::SplitLock | Stop::Again => Exit::Unknown,
     }
 }

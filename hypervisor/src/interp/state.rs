@@ -1,11 +1,13 @@
 //! A vCPU's integer state while it is interpreted.
 
 use super::{
+    exec::string::CHUNK,
     flags::{ARITHMETIC, DF, Flags, RF},
     host::{Registers, Word},
     op::{Flow, Halt, Op, Outcome, slot},
     pages::CodeLines,
     phys::GuestPhys,
+    split::SplitOperand,
     tlb::Tlb,
 };
 use crate::cpu::Context;
@@ -19,8 +21,14 @@ pub enum Stop {
     Fault { vector: u8, error: u32, cr2: u64 },
     /// `syscall` was executed; `Cpu::rip` is after it.
     Syscall,
-    /// `int3` was executed; `Cpu::rip` is after it.
-    Breakpoint,
+    /// An instruction that raises this exception by itself was executed, or a
+    /// single step is over; `Cpu::rip` is after it.
+    Software(u8),
+    /// The instruction was executed, `Cpu::rip` is after it, and the next ones
+    /// have to be run in another way.
+    Again,
+    /// A `lock`ed operand lies across two cache lines.
+    SplitLock,
     /// Somebody else has to execute this instruction.
     Unknown,
     /// An operand's address is not canonical: #SS or #GP, by its segment.
@@ -33,7 +41,9 @@ pub enum Stop {
 pub mod vector {
     #![allow(missing_docs, reason = "the manual's names")]
     pub const DE: u8 = 0;
+    pub const DB: u8 = 1;
     pub const BP: u8 = 3;
+    pub const OF: u8 = 4;
     pub const UD: u8 = 6;
     pub const SS: u8 = 12;
     pub const GP: u8 = 13;
@@ -54,6 +64,8 @@ pub struct Model {
     pub selectors: [Option<u16>; 6],
     /// Answers `cpuid`; without it the instruction is unknown.
     pub cpuid: Option<Cpuid>,
+    /// There is no engine for what is left undone.
+    pub alone: bool,
 }
 
 /// Registers, flags and translations.
@@ -70,6 +82,10 @@ pub struct Cpu {
     pub stop: Stop,
     /// Budget used up by string instructions beyond one each.
     pub extra: u64,
+    /// Elements that a string instruction may do in one go.
+    pub chunk: u64,
+    /// While an instruction locks an operand across two cache lines: it.
+    pub split: Option<SplitOperand>,
     /// Translations of the current root and of recent ones.
     pub tlb: Tlb,
     /// Which frames hold decoded code.
@@ -90,6 +106,8 @@ impl Cpu {
             rip: 0,
             stop: Stop::Unknown,
             extra: 0,
+            chunk: CHUNK,
+            split: None,
             tlb: Tlb::new(),
             lines: CodeLines::default(),
             phys,
@@ -98,6 +116,7 @@ impl Cpu {
                 tsc_aux: None,
                 selectors: [None; 6],
                 cpuid: None,
+                alone: false,
             },
         }
     }

@@ -8,7 +8,7 @@
 use super::{Vcpu, VcpuShared, request};
 use crate::{
     domain::Domain,
-    engine::kvm::kick_signal,
+    engine::kick_signal,
     guest_access::GuestAccess,
     time::{Runstate, SecondaryTime, Timers},
 };

@@ -21,7 +21,7 @@ pub use state::{GuestState, Handler, canonical_or_zero};
 
 use crate::{
     domain::Domain,
-    engine::{TableWrites, kvm::KvmVcpu},
+    engine::{Engine, TableWrites},
     paging::Paging,
     space::Tables,
 };
@@ -77,7 +77,9 @@ pub struct Vcpu {
     pub wait: Wait,
     /// The hypercall is an element of a `multicall`.
     pub in_multicall: bool,
-    engine: KvmVcpu,
+    engine: Engine,
+    /// The change of the domain's engine that `engine` came with.
+    engine_generation: u64,
     writes: RefCell<TableWrites>,
     flush: Cell<bool>,
     ahead: Option<RunAhead>,

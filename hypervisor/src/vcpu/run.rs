@@ -4,7 +4,7 @@ use super::{Crash, GuestState, RunAhead, Vcpu, VcpuShared, VcpuTime, Wait, reque
 use crate::{
     cpu::{Trap, reg},
     domain::Domain,
-    engine::{EngineError, Entry, kvm::KvmVcpu},
+    engine::{Engine, EngineError, EngineKind, Entry, Kickable},
     guest_access::GuestAccess,
 };
 use domus_privcmd::trace::kind;
@@ -44,7 +44,7 @@ pub fn start(domain: &Arc<Domain>, id: VcpuId) -> Result<(), EngineError> {
     if !shared.claim_thread() {
         return Ok(());
     }
-    let engine = domain.vm.create_vcpu(id.0)?;
+    let engine = domain.create_engine(shared)?;
     let (domain_of_thread, shared) = (Arc::clone(domain), Arc::clone(shared));
     let thread = std::thread::Builder::new()
         .name(format!("d{}v{}", domain.id, id.0))
@@ -56,7 +56,7 @@ pub fn start(domain: &Arc<Domain>, id: VcpuId) -> Result<(), EngineError> {
 }
 
 /// Runs a vCPU to its end. A panic ends its domain, and nobody waits for it.
-fn contained(domain: Arc<Domain>, shared: Arc<VcpuShared>, engine: KvmVcpu) {
+fn contained(domain: Arc<Domain>, shared: Arc<VcpuShared>, engine: (Engine, u64)) {
     let (its_domain, its_shared) = (Arc::clone(&domain), Arc::clone(&shared));
     let run = AssertUnwindSafe(move || Vcpu::new(domain, shared, engine).run());
     if catch_unwind(run).is_err() {
@@ -72,11 +72,12 @@ fn contained(domain: Arc<Domain>, shared: Arc<VcpuShared>, engine: KvmVcpu) {
 }
 
 impl Vcpu {
-    fn new(domain: Arc<Domain>, shared: Arc<VcpuShared>, engine: KvmVcpu) -> Self {
-        let ahead = domain
-            .host
-            .run_ahead()
-            .then(|| RunAhead::new(Arc::clone(&domain.space), domain.cpuid.clone()));
+    fn new(
+        domain: Arc<Domain>,
+        shared: Arc<VcpuShared>,
+        (engine, engine_generation): (Engine, u64),
+    ) -> Self {
+        let ahead = ahead_of(&domain, &engine);
         Vcpu {
             state: GuestState::new(),
             time: VcpuTime::new(&domain, shared.id),
@@ -86,6 +87,7 @@ impl Vcpu {
             in_multicall: false,
             affinity: Vec::new(),
             engine,
+            engine_generation,
             writes: Default::default(),
             flush: true.into(),
             ahead,
@@ -96,6 +98,7 @@ impl Vcpu {
     }
 
     fn run(mut self) {
+        let _kickable = Kickable::new(self.shared.interrupt_flag());
         self.engine.adopt_thread();
         self.shared.set_thread(Some(pthread_self()));
         let mut runnable = false;
@@ -106,6 +109,9 @@ impl Vcpu {
                     break;
                 }
                 runnable = self.take_state();
+                if let Err(crash) = self.take_engine() {
+                    self.crash(&crash);
+                }
             }
             self.serve(requests);
             if !runnable || !self.shared.is_online() {
@@ -121,9 +127,7 @@ impl Vcpu {
             }
         }
         self.shared.set_thread(None);
-        let counts = self.engine.counts();
-        let ahead = self.ahead.as_ref().map(RunAhead::counts);
-        tracing::info!(domain = self.domain.id.0, vcpu = self.shared.id.0, %counts, ?ahead, "vCPU ends");
+        self.tell_counts("vCPU ends");
     }
 
     /// Run state as others set it; whether the vCPU may run.
@@ -143,6 +147,32 @@ impl Vcpu {
         self.wait = Wait::No;
         self.domain.publish_clock(self.shared.id);
         self.flush();
+    }
+
+    /// Goes over to the domain's engine, if it was changed.
+    fn take_engine(&mut self) -> Result<(), Crash> {
+        if self.engine_generation == self.domain.engines.generation() {
+            return Ok(());
+        }
+        self.tell_counts("engine changes");
+        let (engine, generation) = self.domain.create_engine(&self.shared)?;
+        (self.engine, self.engine_generation) = (engine, generation);
+        self.engine.adopt_thread();
+        self.engine.set_xcr0(self.state.xcr0)?;
+        self.ahead = ahead_of(&self.domain, &self.engine);
+        self.kicked_at = None;
+        self.flush();
+        Ok(())
+    }
+
+    /// Logs what the engine did.
+    fn tell_counts(&self, why: &str) {
+        let (counts, engine) = (self.engine.counts(), self.engine.kind());
+        let interpreted = match &self.engine {
+            Engine::Kvm(_) => self.ahead.as_ref().map(RunAhead::counts),
+            Engine::Soft(vcpu) => Some(vcpu.interpreted()),
+        };
+        tracing::info!(domain = self.domain.id.0, vcpu = self.shared.id.0, %engine, %counts, ?interpreted, "{why}");
     }
 
     /// Keeps this thread to the host CPUs that Dom0 chose; none is any.
@@ -246,11 +276,33 @@ impl Vcpu {
         let trap = self.engine.run(&mut entry);
         self.domain.counts.entries.fetch_add(1, Relaxed);
         self.shared.leave_guest();
-        let trap = trap?;
+        let trap = match trap {
+            Err(EngineError::Unknown(name)) if self.state.user_mode => self.unknown(&name),
+            trap => trap?,
+        };
         if trap == Trap::Kick {
             self.kicked_at = Some(self.state.context.rip);
         }
         self.handle(trap)
+    }
+
+    /// A program's instruction that the engine does not know: to the program it
+    /// is undefined, and the operator is told. (In the kernel it ends the
+    /// domain, which a program must not be able to bring about.)
+    fn unknown(&self, name: &str) -> Trap {
+        let (domain, vcpu) = (self.domain.id, self.shared.id);
+        let text = format!(
+            "domain {domain} vCPU {vcpu}: the software engine does not know the instruction {name} of a program: it gets #UD\n"
+        );
+        tracing::warn!("{}", text.trim_end());
+        if !self.domain.told_unknown.swap(true, Relaxed) {
+            self.domain.host.console.print(&text);
+        }
+        Trap::Exception {
+            vector: 6,
+            error: 0,
+            cr2: GuestVirt(0),
+        }
     }
 
     /// The domain can't go on: says why, with the registers, and shuts it down.
@@ -317,6 +369,12 @@ impl Vcpu {
         }
         text
     }
+}
+
+/// The run-ahead interpreter of a vCPU on this engine, if it has one.
+fn ahead_of(domain: &Domain, engine: &Engine) -> Option<RunAhead> {
+    let wanted = domain.host.run_ahead() && engine.kind() == EngineKind::Kvm;
+    wanted.then(|| RunAhead::new(Arc::clone(&domain.space), domain.cpuid.clone()))
 }
 
 impl VcpuShared {

@@ -12,7 +12,7 @@ use guest_abi::{addr::VcpuId, arch_x86::VcpuGuestContext};
 use nix::sys::pthread::{Pthread, pthread_kill};
 use std::{
     sync::{
-        Condvar, Mutex, MutexGuard, PoisonError,
+        Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst},
     },
     time::{Duration, Instant},
@@ -41,7 +41,7 @@ pub struct VcpuShared {
     pub id: VcpuId,
     requests: AtomicU32,
     /// Some request waits: what an interpreter looks at.
-    interrupt: AtomicBool,
+    interrupt: Arc<AtomicBool>,
     /// Page-table words that other vCPUs changed, to be carried out by this
     /// one before it runs on.
     deferred: Mutex<TableWrites>,
@@ -80,7 +80,7 @@ impl VcpuShared {
         VcpuShared {
             id,
             requests: AtomicU32::new(0),
-            interrupt: AtomicBool::new(false),
+            interrupt: Arc::default(),
             deferred: Mutex::default(),
             in_guest: AtomicBool::new(false),
             claimed: AtomicBool::new(false),
@@ -107,7 +107,7 @@ impl VcpuShared {
         self.interrupt.store(true, SeqCst);
         if self.in_guest.load(SeqCst) {
             if let Some(thread) = *lock(&self.thread) {
-                let _ = pthread_kill(thread, crate::engine::kvm::kick_signal());
+                let _ = pthread_kill(thread, crate::engine::kick_signal());
             }
         } else {
             drop(lock(&self.sleep));
@@ -125,6 +125,12 @@ impl VcpuShared {
     #[must_use]
     pub fn interrupt(&self) -> &AtomicBool {
         &self.interrupt
+    }
+
+    /// The same flag, for an engine to keep.
+    #[must_use]
+    pub fn interrupt_flag(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.interrupt)
     }
 
     /// Hands page-table words over, to be carried out before this vCPU runs on.

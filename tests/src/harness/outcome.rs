@@ -1,9 +1,11 @@
 //! Whether a test can run here.
 //!
-//! Law: a test that could not run has not passed. Without `/dev/kvm` a test
-//! says `SKIP`, on the terminal and in the file `$DOMUS_SKIPPED` (which
-//! `tests/run` shows at its end). Where `DOMUS_REQUIRE_KVM=1` is set, or there
-//! is a `/dev/kvm` that can't be used, that is a failure.
+//! Law: a test that could not run has not passed. Without `/dev/kvm`, and with
+//! `DOMUS_ENGINE=soft`, domains run on the software engine, and so do tests. A
+//! test that needs KVM itself says `SKIP` there, on the terminal and in the file
+//! `$DOMUS_SKIPPED` (which `tests/run` shows at its end). Where
+//! `DOMUS_REQUIRE_KVM=1` is set, or there is a `/dev/kvm` that can't be used,
+//! that is a failure.
 
 use std::{
     env,
@@ -13,7 +15,30 @@ use std::{
 
 const KVM: &str = "/dev/kvm";
 
-/// Whether domains can run. Says `SKIP` with the test's name when not.
+/// Whether the tests' domains are on the software engine.
+#[must_use]
+pub fn engine_is_soft() -> bool {
+    match env::var("DOMUS_ENGINE").as_deref() {
+        Ok("soft") => true,
+        Ok("kvm") => false,
+        _ => !std::path::Path::new(KVM).exists() && !kvm_is_required(),
+    }
+}
+
+fn kvm_is_required() -> bool {
+    env::var_os("DOMUS_REQUIRE_KVM").is_some_and(|v| v == "1")
+}
+
+/// Whether domains can run, on whatever engine.
+///
+/// # Panics
+/// When they should be able to.
+#[must_use]
+pub fn domains_can_run() -> bool {
+    engine_is_soft() || kvm_is_usable()
+}
+
+/// Whether domains can run on KVM. Says `SKIP` with the test's name when not.
 ///
 /// # Panics
 /// When they should be able to.
@@ -30,8 +55,7 @@ pub fn kvm_is_usable() -> bool {
 }
 
 fn may_be_missing(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::NotFound
-        && env::var_os("DOMUS_REQUIRE_KVM").is_none_or(|v| v != "1")
+    error.kind() == io::ErrorKind::NotFound && !kvm_is_required()
 }
 
 /// A line that `cargo test` does not swallow, and one in the file.

@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use domus_tests::harness::{Config, Installation, Programs, Said, kvm_is_usable};
+use domus_tests::harness::{Config, Installation, Programs, Said, domains_can_run};
 
 /// A working kernel to be spoilt.
 fn good_kernel() -> Vec<u8> {
@@ -39,7 +39,7 @@ fn with_kernel(domus: &Installation, name: &str, image: &[u8]) -> Config {
 
 #[test]
 fn kernels_that_are_none() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -86,7 +86,7 @@ fn kernels_that_are_none() {
 
 #[test]
 fn memory_that_is_not_there() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -110,7 +110,7 @@ fn memory_that_is_not_there() {
 
 #[test]
 fn names_that_are_taken_or_none() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -149,7 +149,8 @@ fn files_with_errors_are_told_of_by_line_and_column() {
     assert!(domus.processes().is_empty());
 }
 
-/// A user who may not open `/dev/kvm` is told so, and what to do.
+/// A user who may not open `/dev/kvm` gets the software engine and is told why,
+/// or, where KVM is asked for, an error that says what to do.
 #[test]
 fn kvm_that_is_not_ours() {
     if !nix::unistd::geteuid().is_root() {
@@ -173,20 +174,31 @@ fn kvm_that_is_not_ours() {
     for name in ["xm", "domus-hypervisor", "xenstored", "xenconsoled"] {
         fs::copy(Programs::get().program(name), programs.join(name)).expect("a copy");
     }
-    let mut command = domus.command("setpriv");
-    command
-        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
-        .arg(programs.join("xm"))
-        .arg("list")
-        .env("DOMUS_RUN_DIR", &dir)
-        .current_dir("/");
-    let said = domus.run(command);
+    let nobody = |engine: &str, action: &str| {
+        let mut command = domus.command("setpriv");
+        command
+            .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+            .arg(programs.join("xm"))
+            .arg(action)
+            .env("DOMUS_RUN_DIR", &dir)
+            .env("DOMUS_ENGINE", engine)
+            .current_dir("/");
+        domus.run(command)
+    };
+    let said = nobody("kvm", "list");
     said.fails(1, "/dev/kvm may not be opened");
     said.fails(1, "group");
+    let said = nobody("auto", "dmesg").output();
+    assert!(
+        said.contains("engine soft: /dev/kvm may not be opened by this user"),
+        "{said}"
+    );
+    nobody("auto", "stop-services").ok();
 }
 
-/// A host without `/dev/kvm` is named, and what to do about it. The host is this
-/// one with a `/dev` of its own, in a mount namespace that ends with the command.
+/// On a host without `/dev/kvm` guests run on the software engine, which says
+/// why; where KVM is asked for, an error says what to do. The host is this one
+/// with a `/dev` of its own, in a mount namespace that ends with the command.
 #[test]
 fn kvm_that_is_not_there() {
     if !nix::unistd::geteuid().is_root() {
@@ -203,14 +215,30 @@ fn kvm_that_is_not_there() {
         done
         mount --rbind "$dev" /dev
         rmdir "$dev" 2>/dev/null || true
-        exec "$0" list
+        exec "$0" "$@"
     "#;
     let domus = Installation::new();
-    let mut command = domus.command("unshare");
-    command
-        .args(["--mount", "sh", "-c", HOST])
-        .arg(Programs::get().program("xm"));
-    let said = domus.run(command);
+    let elsewhere = |engine: &str, args: &[&str]| {
+        let mut command = domus.command("unshare");
+        command
+            .args(["--mount", "sh", "-c", HOST])
+            .arg(Programs::get().program("xm"))
+            .args(args)
+            .env("DOMUS_ENGINE", engine);
+        domus.run(command)
+    };
+    let said = elsewhere("kvm", &["list"]);
     said.fails(1, "/dev/kvm does not exist");
     said.fails(1, "kvm module");
+    let said = elsewhere("auto", &["dmesg"]).output();
+    assert!(
+        said.contains("engine soft: /dev/kvm does not exist"),
+        "{said}"
+    );
+    let info = domus.xm(&["info"]).output();
+    assert!(
+        info.lines()
+            .any(|line| line.starts_with("engine") && line.contains("soft")),
+        "{info}"
+    );
 }

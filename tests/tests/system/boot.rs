@@ -11,7 +11,7 @@
 
 use std::{fs, thread, time::Duration};
 
-use domus_tests::harness::{Config, Guest, Installation, PATIENCE, eventually, kvm_is_usable};
+use domus_tests::harness::{Config, Guest, Installation, PATIENCE, domains_can_run, eventually};
 use serde_json::Value;
 
 /// A restart is another boot.
@@ -33,7 +33,7 @@ const BOOT_AT_MOST: [(&str, u64); 8] = [
 /// 256 MiB, one vCPU: what people see of it, and what its boot cost.
 #[test]
 fn one_vcpu_is_shown_paused_and_shut_down() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -173,7 +173,7 @@ fn bounded_counts(domus: &Installation) {
 /// a domain that is to be preserved is.
 #[test]
 fn two_vcpus_reboot_and_are_preserved() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -215,7 +215,7 @@ fn interrupts(guest: &mut Guest<'_>) -> u64 {
 /// 128 MiB is enough, and a kernel that panics is kept to be looked at.
 #[test]
 fn a_small_guest_panics_and_is_preserved() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -240,7 +240,7 @@ fn a_small_guest_panics_and_is_preserved() {
 /// 2 GiB, destroyed while it runs.
 #[test]
 fn a_large_guest_is_destroyed() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();

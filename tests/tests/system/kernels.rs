@@ -11,7 +11,7 @@
 
 use std::{fs, time::Duration};
 
-use domus_tests::harness::{Config, Installation, PATIENCE, eventually, kvm_is_usable};
+use domus_tests::harness::{Config, Installation, PATIENCE, domains_can_run, eventually};
 
 /// The verdict line's mark.
 const MARK: &str = "DOMUS-TEST: ";
@@ -88,7 +88,7 @@ fn run_hello(domus: &Installation) -> String {
 
 /// A kernel that checks and reports.
 fn succeeds(config: &Config) {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -134,7 +134,7 @@ fn two_vcpus_wake_each_other() {
 
 #[test]
 fn hello_says_so() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -147,7 +147,7 @@ fn hello_says_so() {
 /// hypervisor's console, a symbolised report in the monitor's log.
 #[test]
 fn an_early_crash_is_told_of() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -183,7 +183,7 @@ fn an_early_crash_is_told_of() {
 
 #[test]
 fn a_fault_in_the_fault_handler_ends_the_domain() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -203,7 +203,7 @@ fn a_fault_in_the_fault_handler_ends_the_domain() {
 /// looked at, and destroyed, and does not keep others from running.
 #[test]
 fn a_guest_that_never_lets_go_is_let_go_of() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -227,7 +227,7 @@ fn a_guest_that_never_lets_go_is_let_go_of() {
 /// daemon's nor the disk.
 #[test]
 fn a_flood_on_the_console_is_bounded() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();

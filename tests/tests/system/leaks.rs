@@ -15,7 +15,7 @@
 use std::{thread, time::Duration};
 
 use domus_tests::harness::{
-    Config, Footprint, Installation, PATIENCE, Process, eventually, kvm_is_usable,
+    Config, Footprint, Installation, PATIENCE, Process, domains_can_run, eventually,
 };
 
 const WARM_UP: usize = 20;
@@ -25,7 +25,7 @@ const SLACK_KIB: u64 = 600;
 
 #[test]
 fn two_hundred_domains_leave_nothing() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();

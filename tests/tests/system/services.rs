@@ -12,7 +12,7 @@
 //! own tests cut it at every byte.
 
 use domus_tests::harness::{
-    Config, Guest, Installation, PATIENCE, Process, eventually, kvm_is_usable,
+    Config, Guest, Installation, PATIENCE, Process, domains_can_run, eventually,
 };
 
 fn kill(domus: &Installation, name: &str) -> Process {
@@ -26,7 +26,7 @@ fn kill(domus: &Installation, name: &str) -> Process {
 
 #[test]
 fn a_guest_outlives_xenstored_and_xenconsoled() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();
@@ -47,7 +47,7 @@ fn a_guest_outlives_xenstored_and_xenconsoled() {
 
 #[test]
 fn a_lost_hypervisor_is_told_of_and_started_again() {
-    if !kvm_is_usable() {
+    if !domains_can_run() {
         return;
     }
     let domus = Installation::new();

@@ -17,7 +17,7 @@ mod vm;
 mod tests;
 
 pub use layout::{M2P, MFN_GRANTS, MFN_SHARED_INFO, MFN_TABLES};
-pub use monitor::{HypervisorSlots, MAX_VCPUS};
+pub use monitor::{HypervisorSlots, MAX_VCPUS, install as install_monitor};
 pub use probe::{Traits, probe};
-pub use vcpu::{KvmVcpu, install_kick_signal, kick_signal};
-pub use vm::KvmVm;
+pub use vcpu::KvmVcpu;
+pub use vm::{KvmVm, own_cpuid};

@@ -5,7 +5,7 @@
 //! registers), and never an address or a length.
 
 use super::layout::{self as at, VcpuArea, selector};
-use crate::memory::MachineMemory;
+use crate::{engine::EngineError, memory::MachineMemory};
 use guest_abi::addr::{MachineAddr, Mfn};
 
 /// The most vCPUs of a domain.
@@ -24,8 +24,18 @@ const SUPERVISOR: u64 = PRESENT | WRITE | ACCESSED | DIRTY;
 /// Values for the hypervisor's L4 slots 256..=271.
 pub type HypervisorSlots = [u64; 16];
 
-/// Writes all monitor pages of a fresh domain.
-pub fn install(memory: &MachineMemory, vcpus: u32) -> Option<HypervisorSlots> {
+/// Writes all monitor pages of a fresh domain, for at most `vcpus` vCPUs. Says
+/// what its L4 tables hold in the hypervisor's slots, whatever engine runs it.
+///
+/// # Errors
+/// The page tables for this much memory exceed the low area.
+pub fn install(memory: &MachineMemory, vcpus: u32) -> Result<HypervisorSlots, EngineError> {
+    write_all(memory, vcpus).ok_or(EngineError::Layout(
+        "page tables for this much memory exceed the low area",
+    ))
+}
+
+fn write_all(memory: &MachineMemory, vcpus: u32) -> Option<HypervisorSlots> {
     write_stubs(memory)?;
     write_syscall_page(memory)?;
     write_idt(memory)?;

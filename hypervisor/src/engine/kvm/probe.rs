@@ -3,7 +3,7 @@
 //! Law: the answer comes from a trial, never from a module's name or a CPUID
 //! bit: a KVM inside another machine is what it does.
 
-use super::KvmVm;
+use super::{KvmVm, install_monitor};
 use crate::{
     cpu::{Context, Trap, reg},
     emulate::CpuidPolicy,
@@ -49,13 +49,14 @@ pub fn probe(kvm: &Kvm, cpuid: &CpuidPolicy) -> Result<Traits, EngineError> {
     let memory = Arc::new(
         MachineMemory::new(8).map_err(|_| EngineError::Layout("no memory for the trial"))?,
     );
-    let vm = KvmVm::new(kvm, Arc::clone(&memory), 1, cpuid)?;
+    let slots = install_monitor(&memory, 1)?;
+    let vm = KvmVm::new(kvm, Arc::clone(&memory), cpuid)?;
     let frame = |index: u64| Mfn(BASE_MFN.0 + index);
     let word = |index: u64, entry: u64| MachineAddr((frame(index).0 << 12) + entry * 8);
     for (table, entry) in [(0, 0), (1, 0), (2, 2), (3, 0)] {
         memory.store(word(table, entry), frame(table + 1).0 << 12 | 7);
     }
-    for (slot, value) in (256..).zip(vm.hypervisor_slots()) {
+    for (slot, value) in (256..).zip(&slots) {
         memory.store(word(0, slot), *value);
     }
     // syscall; jmp back to it

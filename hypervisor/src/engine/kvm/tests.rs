@@ -1,10 +1,10 @@
 //! The engine on the real `/dev/kvm`, with hand-made ring-3 code.
 
-use super::{KvmVcpu, KvmVm, install_kick_signal, kick_signal};
+use super::{KvmVcpu, KvmVm, install_monitor};
 use crate::{
     cpu::{Context, Trap, reg},
     emulate::CpuidPolicy,
-    engine::{Entry, TableWrite, TableWrites},
+    engine::{Entry, TableWrite, TableWrites, install_kick_signal, kick_signal},
     memory::{BASE_MFN, MachineMemory},
 };
 use guest_abi::addr::{GuestVirt, MachineAddr, Mfn};
@@ -39,7 +39,8 @@ impl TinyGuest {
         let memory = Arc::new(MachineMemory::new(64).unwrap());
         let kvm = Kvm::new().expect("/dev/kvm must work for this test");
         let cpuid = CpuidPolicy::new(&KvmVm::supported_cpuid(&kvm).unwrap(), (4, 17), 1_000_000);
-        let vm = KvmVm::new(&kvm, Arc::clone(&memory), 1, &cpuid).unwrap();
+        let slots = install_monitor(&memory, 1).unwrap();
+        let vm = KvmVm::new(&kvm, Arc::clone(&memory), &cpuid).unwrap();
         for (table, entry) in [(0, 0), (1, 0), (2, 2)] {
             memory.store(
                 word(table, entry),
@@ -52,7 +53,7 @@ impl TinyGuest {
                 frame(page).addr().unwrap().0 | PRESENT_WRITE_USER,
             );
         }
-        for (slot, value) in (256..272).zip(vm.hypervisor_slots()) {
+        for (slot, value) in (256..272).zip(&slots) {
             memory.store(word(0, slot), *value);
         }
         memory.write(frame(4).addr().unwrap(), code).unwrap();

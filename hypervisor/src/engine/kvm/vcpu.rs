@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     cpu::{Context, Trap, reg},
-    engine::{EngineCounts, EngineError, Entry, TableWrite},
+    engine::{EngineCounts, EngineError, Entry, FIXED_FLAGS, TableWrite, USER_FLAGS, kick},
     memory::MachineMemory,
 };
 use guest_abi::addr::{GuestVirt, MachineAddr};
@@ -21,15 +21,7 @@ use kvm_bindings::{
     kvm_xcrs,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
-use std::{
-    cell::Cell,
-    os::fd::AsRawFd,
-    ptr,
-    sync::{
-        Arc,
-        atomic::{AtomicU8, Ordering},
-    },
-};
+use std::{os::fd::AsRawFd, ptr, sync::Arc};
 
 /// CR0: PE MP ET NE WP AM PG.
 const CR0: u64 = 0x8005_0033;
@@ -44,10 +36,6 @@ const MSR_PLATFORM_INFO: u32 = 0xce;
 const MSR_MISC_FEATURES_ENABLES: u32 = 0x140;
 /// The bit of [`MSR_PLATFORM_INFO`] that offers CPUID faulting.
 const CPUID_FAULTING: u64 = 1 << 31;
-/// Flags that ring-3 code may have set: CF PF AF ZF SF TF DF OF AC ID, RF.
-const USER_FLAGS: u64 = 0x0025_0dd5;
-/// IF and the bit that is always set.
-const FIXED_FLAGS: u64 = 0x202;
 /// Vectors whose trap frame has an error code.
 const WITH_ERROR_CODE: u32 =
     1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17 | 1 << 21;
@@ -55,42 +43,6 @@ const WITH_ERROR_CODE: u32 =
 const STUB_DONE: u64 = 64;
 
 nix::ioctl_write_ptr!(set_device_attr, kvm_bindings::KVMIO, 0xe1, kvm_device_attr);
-
-thread_local! {
-    /// The `immediate_exit` byte of the vCPU that this thread runs.
-    static IMMEDIATE_EXIT: Cell<*const AtomicU8> = const { Cell::new(ptr::null()) };
-}
-
-/// The signal that takes a vCPU thread out of the VM.
-#[must_use]
-pub fn kick_signal() -> nix::sys::signal::Signal {
-    nix::sys::signal::Signal::SIGUSR1
-}
-
-extern "C" fn on_kick(_: libc::c_int) {
-    let flag = IMMEDIATE_EXIT.get();
-    if !flag.is_null() {
-        // SAFETY: the pointer is that of the mapped `kvm_run` of the vCPU
-        // that this thread owns; `KvmVcpu` clears it when it goes.
-        unsafe { &*flag }.store(1, Ordering::Relaxed);
-    }
-}
-
-/// Makes [`kick_signal`] take a vCPU thread out of the VM instead of ending
-/// the process. Once per process.
-///
-/// # Errors
-/// The kernel's answer.
-pub fn install_kick_signal() -> nix::Result<()> {
-    use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, sigaction};
-    let action = SigAction::new(
-        SigHandler::Handler(on_kick),
-        SaFlags::empty(),
-        SigSet::empty(),
-    );
-    // SAFETY: the handler does one atomic store and is async-signal-safe.
-    unsafe { sigaction(kick_signal(), &action) }.map(|_| ())
-}
 
 /// Where the VM was when it came back to us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -219,11 +171,11 @@ impl KvmVcpu {
             .map_err(EngineError::kvm("KVM_SET_XCRS"))
     }
 
-    /// Makes the calling thread the one that [`kick_signal`] takes out of this
+    /// Makes the calling thread the one that [the kick signal](kick::kick_signal) takes out of this
     /// vCPU's VM.
     pub fn adopt_thread(&mut self) {
         let flag = ptr::from_ref(&self.fd.get_kvm_run().immediate_exit);
-        IMMEDIATE_EXIT.set(flag.cast());
+        kick::watch_kvm_run(flag.cast());
     }
 
     /// The selectors that ring 3 reads: ES, CS, SS, DS, FS and GS. Those of
@@ -587,10 +539,7 @@ impl KvmVcpu {
 
 impl Drop for KvmVcpu {
     fn drop(&mut self) {
-        let own: *const AtomicU8 = ptr::from_ref(&self.fd.get_kvm_run().immediate_exit).cast();
-        if IMMEDIATE_EXIT.get() == own {
-            IMMEDIATE_EXIT.set(ptr::null());
-        }
+        kick::forget_kvm_run(ptr::from_ref(&self.fd.get_kvm_run().immediate_exit).cast());
     }
 }
 

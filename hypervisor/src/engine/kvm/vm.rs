@@ -1,9 +1,6 @@
 //! One domain's VM: its memory slots and its CPUID table.
 
-use super::{
-    monitor::{self, HypervisorSlots},
-    vcpu::KvmVcpu,
-};
+use super::vcpu::KvmVcpu;
 use crate::{emulate::CpuidPolicy, engine::EngineError, memory::MachineMemory};
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
@@ -12,25 +9,24 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use std::sync::Arc;
 
-/// A VM with the monitor in place.
+/// A VM. Its memory has the monitor in it.
 #[derive(Debug)]
 pub struct KvmVm {
     fd: VmFd,
     memory: Arc<MachineMemory>,
     cpuid: CpuId,
     cr4: u64,
-    slots: HypervisorSlots,
 }
 
 impl KvmVm {
-    /// Makes a VM over `memory`, for at most `vcpus` vCPUs.
+    /// Makes a VM over `memory`, where the monitor has been installed. It has
+    /// no shadow of any table yet.
     ///
     /// # Errors
     /// [`EngineError`].
     pub fn new(
         kvm: &Kvm,
         memory: Arc<MachineMemory>,
-        vcpus: u32,
         cpuid: &CpuidPolicy,
     ) -> Result<Self, EngineError> {
         let fd = kvm.create_vm().map_err(EngineError::kvm("KVM_CREATE_VM"))?;
@@ -39,9 +35,6 @@ impl KvmVm {
             fd.set_tss_address(0xfffb_d000)
                 .map_err(EngineError::kvm("KVM_SET_TSS_ADDR"))?;
         }
-        let slots = monitor::install(&memory, vcpus).ok_or(EngineError::Layout(
-            "page tables for this much memory exceed the low area",
-        ))?;
         for (slot, area) in (0u32..).zip(memory.areas()) {
             let region = kvm_userspace_memory_region {
                 slot,
@@ -60,14 +53,7 @@ impl KvmVm {
             memory,
             cpuid: cpuid.for_kvm(),
             cr4: cpuid.cr4(),
-            slots,
         })
-    }
-
-    /// The L4 entries of the hypervisor's slots 256..=271.
-    #[must_use]
-    pub fn hypervisor_slots(&self) -> &HypervisorSlots {
-        &self.slots
     }
 
     /// Makes vCPU `id`.
@@ -110,7 +96,8 @@ impl KvmVm {
 const XSAVE: u32 = 1 << 26;
 
 /// The CPUID table of this process.
-fn own_cpuid() -> Vec<kvm_cpuid_entry2> {
+#[must_use]
+pub fn own_cpuid() -> Vec<kvm_cpuid_entry2> {
     let leaf = |function, index, flags| {
         let r = core::arch::x86_64::__cpuid_count(function, index);
         kvm_cpuid_entry2 {

@@ -7,6 +7,7 @@
 use super::stack::{FOR_ENGINE, POPPED};
 use crate::interp::{
     decode::Shape,
+    flags::TF,
     host::{NULL_CLEARS_BASE, Word},
     op::{Flow, Handler, Op, Outcome, slot},
     state::{Cpu, Stop, canonical, vector},
@@ -18,6 +19,8 @@ const CS: usize = 1;
 const SS: usize = 2;
 const FS: usize = 4;
 const GS: usize = 5;
+/// Selectors of flat data segments and of the code segment, which can be read.
+const FLAT: [u16; 2] = [0x2b, 0x33];
 /// NT: `iret` would be a task switch.
 const NESTED_TASK: u64 = 1 << 14;
 
@@ -63,6 +66,9 @@ fn push_selector(cpu: &mut Cpu, op: &Op) -> Outcome {
 
 fn load_selector<const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Outcome {
     let value = super::operand::<MEM, u16>(cpu, op, op.dst)?;
+    if cpu.model.alone {
+        return load_alone(cpu, op, value);
+    }
     if value > 3 || selector(cpu, op) != Some(value) {
         return cpu.halt(Stop::Unknown);
     }
@@ -79,6 +85,26 @@ fn load_selector<const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Outcome {
     Ok(Flow::Next)
 }
 
+/// Without an engine: null selectors, and those of the flat segments that the
+/// KVM engine has too.
+fn load_alone(cpu: &mut Cpu, op: &Op, value: u16) -> Outcome {
+    let register = usize::try_from(op.imm).unwrap_or(CS);
+    let null = value & !3 == 0;
+    match register {
+        CS => return cpu.fault(vector::UD, 0),
+        SS if null => return cpu.fault(vector::GP, 0),
+        _ if null || FLAT.contains(&(value | 3)) => {}
+        _ => return cpu.fault(vector::GP, u32::from(value & !3)),
+    }
+    cpu.model.selectors[register] = Some(value);
+    match register {
+        FS => cpu.set(slot::FS, 0u64),
+        GS => cpu.set(slot::GS, 0u64),
+        _ => {}
+    }
+    Ok(Flow::Next)
+}
+
 /// `iretq` within ring 3 and the same segments.
 fn return_within_ring(cpu: &mut Cpu, _: &Op) -> Outcome {
     let stack = cpu.get::<u64>(slot::RSP);
@@ -89,14 +115,23 @@ fn return_within_ring(cpu: &mut Cpu, _: &Op) -> Outcome {
     let [rip, cs, rflags, rsp, ss] = frame;
     let now = &cpu.model.selectors;
     let same = now[CS] == Some(u16::low(cs)) && now[SS] == Some(u16::low(ss));
-    let odd = rflags & FOR_ENGINE != 0 || cpu.other_flags & NESTED_TASK != 0;
+    let for_engine = rflags & FOR_ENGINE != 0 && !cpu.model.alone;
+    let odd = for_engine || cpu.other_flags & NESTED_TASK != 0;
     if !same || odd || !canonical(rip) {
-        return cpu.halt(Stop::Unknown);
+        return if cpu.model.alone {
+            cpu.fault(vector::GP, 0)
+        } else {
+            cpu.halt(Stop::Unknown)
+        };
     }
     let kept = cpu.rflags() & !POPPED;
     cpu.set_rflags(kept | (rflags & POPPED));
     cpu.set(slot::RSP, rsp);
-    cpu.jump(rip)
+    let flow = cpu.jump(rip)?;
+    if rflags & TF != 0 {
+        return cpu.halt(Stop::Again);
+    }
+    Ok(flow)
 }
 
 /// The handler for `iretq`.

@@ -79,14 +79,18 @@ fn pushf(cpu: &mut Cpu, _: &Op) -> Outcome {
     Ok(Flow::Next)
 }
 
-fn popf(cpu: &mut Cpu, _: &Op) -> Outcome {
+fn popf(cpu: &mut Cpu, op: &Op) -> Outcome {
     let (value, stack) = cpu.top::<u64>()?;
-    if value & FOR_ENGINE != 0 {
+    if value & FOR_ENGINE != 0 && !cpu.model.alone {
         return cpu.halt(Stop::Unknown);
     }
     let kept = cpu.rflags() & !POPPED;
     cpu.set_rflags(kept | (value & POPPED));
     cpu.set(slot::RSP, stack);
+    if value & TF != 0 {
+        cpu.rip = cpu.in_page(op.next());
+        return cpu.halt(Stop::Again);
+    }
     Ok(Flow::Next)
 }
 

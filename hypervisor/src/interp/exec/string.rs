@@ -2,7 +2,7 @@
 //!
 //! Law: a repeated one is interruptible after every element, as the
 //! architecture allows: RCX, RSI and RDI are always those of the elements done.
-//! One run of a handler does at most [`CHUNK`] elements; then it branches to
+//! One run of a handler does at most [`Cpu::chunk`] elements; then it branches to
 //! itself, which comes past the loop's budget and interrupt checks.
 
 use super::alu::Integer;
@@ -14,7 +14,7 @@ use crate::interp::{
 use iced_x86::{Code, Instruction, OpKind};
 
 /// Elements in one go.
-const CHUNK: u64 = 4096;
+pub const CHUNK: u64 = 4096;
 /// Elements of a block move or fill that cost the budget of one instruction.
 const BULK: u64 = 16;
 
@@ -67,7 +67,7 @@ fn one(cpu: &mut Cpu, op: &Op, element: Element) -> Outcome {
 /// `rep` one element at a time, while `go_on` says so.
 #[inline(always)]
 fn repeat(cpu: &mut Cpu, op: &Op, element: Element, go_on: fn(&Cpu) -> bool) -> Outcome {
-    for _ in 0..CHUNK {
+    for _ in 0..cpu.chunk {
         let count = cpu.get::<u64>(slot::RCX);
         if count == 0 {
             return Ok(Flow::Next);
@@ -171,7 +171,7 @@ fn rep_movs<W: Integer>(cpu: &mut Cpu, op: &Op) -> Outcome {
     if cpu.backwards() {
         return repeat(cpu, op, movs_element::<W>, |_| true);
     }
-    let mut left = CHUNK;
+    let mut left = cpu.chunk;
     while left > 0 && cpu.get::<u64>(slot::RCX) > 0 {
         let (from, to) = (source(cpu, op), destination(cpu));
         let count = left
@@ -202,7 +202,7 @@ fn rep_stos<W: Integer>(cpu: &mut Cpu, op: &Op) -> Outcome {
     if cpu.backwards() {
         return repeat(cpu, op, stos_element::<W>, |_| true);
     }
-    let mut left = CHUNK;
+    let mut left = cpu.chunk;
     while left > 0 && cpu.get::<u64>(slot::RCX) > 0 {
         let to = destination(cpu);
         let count = left.min(cpu.get(slot::RCX)).min(room(to, W::BYTES));

@@ -37,9 +37,11 @@ fn syscall(cpu: &mut Cpu, op: &Op) -> Outcome {
     cpu.halt(Stop::Syscall)
 }
 
-fn int3(cpu: &mut Cpu, op: &Op) -> Outcome {
+/// `int3`, `int1`, and `int n` for a vector with a gate for ring 3: the
+/// immediate says which.
+fn software(cpu: &mut Cpu, op: &Op) -> Outcome {
     cpu.rip = cpu.in_page(op.next());
-    cpu.halt(Stop::Breakpoint)
+    cpu.halt(Stop::Software(op.imm.to_le_bytes()[0]))
 }
 
 /// `int n`: the gate is not for ring 3; the error code names it.
@@ -118,12 +120,23 @@ fn ending(i: &Instruction, op: &mut Op) -> Option<Handler> {
     use Mnemonic as M;
     match i.mnemonic() {
         M::Syscall => Some(syscall),
-        M::Int3 => Some(int3),
+        M::Int3 => {
+            op.imm = u64::from(vector::BP);
+            Some(software)
+        }
+        M::Int1 => {
+            op.imm = u64::from(vector::DB);
+            Some(software)
+        }
         M::Iretq => Some(segment::iretq(op)),
         // Vectors 3 and 4 have gates for ring 3.
-        M::Int if !matches!(i.immediate8(), 3 | 4) => {
+        M::Int => {
             op.imm = u64::from(i.immediate8());
-            Some(int)
+            Some(if matches!(i.immediate8(), vector::BP | vector::OF) {
+                software
+            } else {
+                int
+            })
         }
         M::Ud0 | M::Ud1 | M::Ud2 | M::Stac | M::Clac => Some(undefined),
         M::Hlt

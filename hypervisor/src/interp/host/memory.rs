@@ -56,6 +56,12 @@ impl HostPtr {
         HostPtr(address)
     }
 
+    /// A buffer of ours, for as long as it stays where it is.
+    #[inline(always)]
+    pub(in crate::interp) fn from_buffer(buffer: &mut [u8; 16]) -> Self {
+        HostPtr(buffer.as_mut_ptr().expose_provenance() as u64)
+    }
+
     /// The place `bytes` further on; the caller has checked that it is in the
     /// same frame.
     #[inline(always)]

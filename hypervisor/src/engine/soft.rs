@@ -1,0 +1,115 @@
+//! The software engine: the interpreter, with nothing behind it.
+//!
+//! It opens no device and makes no VM. Several vCPUs of a domain run in their
+//! threads at the same time; what a processor does in one indivisible step is
+//! one instruction of the host's on guest memory (`interp/host`).
+//!
+//! Law: nobody else executes what the interpreter does not know. What is
+//! undefined for the CPU that the domain sees is #UD; everything else is told
+//! by its name ([`EngineError::Unknown`]) and is never skipped.
+
+use super::{EngineCounts, EngineError, Entry, FIXED_FLAGS, USER_FLAGS, kvm::KvmVcpu};
+use crate::{
+    cpu::Trap,
+    emulate::CpuidPolicy,
+    interp::{Counts, Exit, GuestPhys, Interpreter},
+};
+use guest_abi::addr::GuestVirt;
+use std::sync::{Arc, atomic::AtomicBool};
+
+/// Instructions after which decoded code is compared with memory again, so
+/// that a loop without a trap sees what another vCPU writes into it.
+const SLICE: u64 = 1 << 20;
+/// The vector of an invalid opcode.
+const INVALID_OPCODE: u8 = 6;
+
+/// A vCPU of the software engine.
+pub struct SoftVcpu {
+    interpreter: Interpreter,
+    interrupt: Arc<AtomicBool>,
+    xcr0: u64,
+    counts: EngineCounts,
+}
+
+impl SoftVcpu {
+    /// A vCPU over this memory, which stops soon after `interrupt` is set.
+    #[must_use]
+    pub fn new(phys: Arc<dyn GuestPhys>, cpuid: CpuidPolicy, interrupt: Arc<AtomicBool>) -> Self {
+        let mut interpreter = Interpreter::new(phys);
+        let model = interpreter.model();
+        model.alone = true;
+        // TSC_AUX is 0 in guests, see `emulate::msr`.
+        model.tsc_aux = Some(0);
+        model.cpuid = Some(Box::new(move |leaf, subleaf| {
+            let leaf = cpuid.lookup(leaf, subleaf);
+            [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+        }));
+        // As on the KVM engine; the others are null at the start of day.
+        model.selectors = KvmVcpu::selectors().map(|selector| selector.or(Some(0)));
+        SoftVcpu {
+            interpreter,
+            interrupt,
+            xcr0: 1,
+            counts: EngineCounts::default(),
+        }
+    }
+
+    /// Sets XCR0.
+    pub fn set_xcr0(&mut self, value: u64) {
+        self.xcr0 = value;
+    }
+
+    /// The interpreter.
+    pub fn interpreter(&mut self) -> &mut Interpreter {
+        &mut self.interpreter
+    }
+
+    /// What the interpreter did.
+    #[must_use]
+    pub fn interpreted(&self) -> Counts {
+        self.interpreter.counts()
+    }
+
+    /// See [`Engine::counts`](super::Engine::counts).
+    #[must_use]
+    pub fn counts(&self) -> EngineCounts {
+        self.counts
+    }
+
+    /// See [`Engine::run`](super::Engine::run).
+    ///
+    /// # Errors
+    /// [`EngineError::Unknown`].
+    pub fn run(&mut self, entry: &mut Entry<'_>) -> Result<Trap, EngineError> {
+        // The interpreter walks the tables in memory, which are right already.
+        entry.writes.clear();
+        if entry.flush {
+            self.interpreter.flush_all();
+            self.counts.flushes += 1;
+        }
+        self.counts.entries += 1;
+        let context = &mut *entry.context;
+        context.rflags = context.rflags & USER_FLAGS | FIXED_FLAGS;
+        loop {
+            match self
+                .interpreter
+                .run(context, entry.root, SLICE, &self.interrupt)
+            {
+                Exit::Trap(trap) => return Ok(trap),
+                Exit::Interrupted => return Ok(Trap::Kick),
+                Exit::Budget => {}
+                Exit::Unknown => {
+                    let name = self.interpreter.describe(context, entry.root);
+                    return match name {
+                        Some(name) => Err(EngineError::Unknown(name)),
+                        None => Ok(Trap::Exception {
+                            vector: INVALID_OPCODE,
+                            error: 0,
+                            cr2: GuestVirt(0),
+                        }),
+                    };
+                }
+            }
+        }
+    }
+}
