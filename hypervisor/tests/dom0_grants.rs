@@ -43,7 +43,8 @@ impl Fixture {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let hypervisor = Arc::new(
-            Hypervisor::new(RunAheadChoice::Off).expect("/dev/kvm must work for this test"),
+            Hypervisor::new(hypervisor::engine::EngineChoice::Kvm, RunAheadChoice::Off)
+                .expect("/dev/kvm must work for this test"),
         );
         let calls = Arc::clone(&hypervisor) as _;
         let socket = dir.path().join("privcmd.sock");
