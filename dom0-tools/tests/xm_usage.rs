@@ -253,7 +253,7 @@ fn nothing_is_started_for_what_cannot_work() {
     xm.file("notakernel.cfg", "name = 'a'\nkernel = 'nokernel.cfg'\n");
     xm.file(
         "disk.cfg",
-        "name = 'a'\nkernel = '/k'\ndisk = ['phy:/dev/x,xvda,w']\n",
+        "name = 'a'\nkernel = '/k'\ndisk = ['phy:/nonexistent/x,xvda,w']\n",
     );
     xm.file("latin1.cfg", "");
     fs::write(xm.dir.path().join("latin1.cfg"), b"name = 'a'\n# \xe4\n").expect("write");
@@ -273,7 +273,10 @@ fn nothing_is_started_for_what_cannot_work() {
         ),
         (&["create", "nokernel.cfg"], "/nonexistent/vmlinuz"),
         (&["create", "notakernel.cfg"], "nokernel.cfg"),
-        (&["create", "disk.cfg"], "the configuration has 1 disk"),
+        (
+            &["create", "disk.cfg"],
+            "disk xvda: there is no /nonexistent/x. Make it",
+        ),
         (
             &["create", "disk.cfg", "memory=0"],
             "command line:1:8: 'memory' is 0 MiB",

@@ -9,7 +9,10 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::vdev::{Vdev, VdevError};
+use super::{
+    throttle::{self, Throttle},
+    vdev::{Vdev, VdevError},
+};
 
 /// What a guest sees as a disk.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,6 +33,9 @@ pub struct Disk {
     pub script: Option<String>,
     /// Whether the guest may discard blocks.
     pub discard: Option<bool>,
+    /// The most that the guest may do.
+    #[serde(default)]
+    pub throttle: Throttle,
 }
 
 /// How a disk's data lies in its target.
@@ -46,6 +52,20 @@ pub enum Format {
     Vhd,
     /// QED.
     Qed,
+}
+
+impl Format {
+    /// As the configuration spells it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Format::Raw => "raw",
+            Format::Qcow => "qcow",
+            Format::Qcow2 => "qcow2",
+            Format::Vhd => "vhd",
+            Format::Qed => "qed",
+        }
+    }
 }
 
 /// What a guest may do with a disk.
@@ -93,6 +113,11 @@ pub enum DiskError {
     /// No such kind.
     #[error("'{0}:' is no kind of disk: phy, file, tap, tap2, aio, raw, qcow2 and vhd are known")]
     Kind(String),
+    /// A limit that is none.
+    #[error(
+        "'{0}' is no limit for a disk: write a number above 0, as in bps=10M or iops=500 (K, M, G: thousands)"
+    )]
+    Throttle(String),
     /// A path that isn't one.
     #[error("disk target '{0}' must be an absolute path")]
     Relative(String),
@@ -112,6 +137,7 @@ struct Fields {
     backend: Option<String>,
     script: Option<String>,
     discard: Option<bool>,
+    throttle: Throttle,
     phy: bool,
 }
 
@@ -292,6 +318,13 @@ impl Fields {
             "access" => self.set_access(value),
             "backend" => once(&mut self.backend, "backend", value.to_owned()),
             "script" => once(&mut self.script, "script", value.to_owned()),
+            // "throttle=bps=10M,iops=500" comes as two options.
+            "throttle" => match value.split_once('=') {
+                Some((key @ ("bps" | "iops"), value)) => self.option(key, value),
+                _ => Err(DiskError::Option(format!("{key}={value}"))),
+            },
+            "bps" => limit(&mut self.throttle.bytes_per_second, "bps", value),
+            "iops" => limit(&mut self.throttle.operations_per_second, "iops", value),
             "backendtype" if matches!(value, "phy" | "tap" | "qdisk") => Ok(()),
             "devtype" if value == "disk" => Ok(()),
             "devtype" if value == "cdrom" => {
@@ -338,8 +371,14 @@ impl Fields {
             backend: self.backend,
             script: self.script,
             discard: self.discard,
+            throttle: self.throttle,
         })
     }
+}
+
+fn limit(field: &mut Option<u64>, name: &'static str, value: &str) -> Result<(), DiskError> {
+    let amount = throttle::amount(value).ok_or_else(|| DiskError::Throttle(value.to_owned()))?;
+    once(field, name, amount)
 }
 
 fn once<T>(field: &mut Option<T>, name: &'static str, value: T) -> Result<(), DiskError> {
@@ -428,6 +467,26 @@ mod tests {
             (None, true, Access::ReadOnly)
         );
         assert_eq!(disk("/p,raw,xvda,rw,discard").discard, Some(true));
+        let cd = disk(",raw,hdc,cdrom");
+        assert_eq!((cd.target, cd.cdrom, cd.vdev.number), (None, true, 5632));
+    }
+
+    #[test]
+    fn limits() {
+        for text in [
+            "/p,raw,xvda,rw,bps=10M,iops=500",
+            "throttle=bps=10M,iops=500,vdev=xvda,target=/p",
+        ] {
+            assert_eq!(
+                disk(text).throttle,
+                Throttle {
+                    bytes_per_second: Some(10_000_000),
+                    operations_per_second: Some(500),
+                },
+                "{text}"
+            );
+        }
+        assert!(disk("/p,raw,xvda,rw").throttle.is_none());
     }
 
     #[test]
@@ -445,6 +504,12 @@ mod tests {
             ("/p,raw,xvda,w,more", "'more' is one field too many"),
             ("color=red,/p,raw,xvda,w", "Invalid disk option: color=red"),
             ("vdev=xvda,vdev=xvdb,target=/p", "'vdev' is given twice"),
+            ("/p,raw,xvda,w,iops=0", "'0' is no limit"),
+            (
+                "/p,raw,xvda,w,throttle=5",
+                "Invalid disk option: throttle=5",
+            ),
+            ("/p,raw,xvda,w,bps=1,bps=2", "'bps' is given twice"),
             ("/p\n,raw,xvda,w", "control characters"),
         ] {
             let error = Disk::parse(text).expect_err(text).to_string();

@@ -19,6 +19,7 @@ pub mod python;
 pub mod settings;
 pub mod source;
 pub mod syntax;
+pub mod throttle;
 pub mod vdev;
 pub mod vif;
 

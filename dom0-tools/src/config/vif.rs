@@ -21,6 +21,37 @@ pub struct Vif {
     pub rate: Option<Rate>,
     /// The domain that serves it, if not Domain-0.
     pub backend: Option<String>,
+    /// The longest packet.
+    #[serde(default)]
+    pub mtu: Option<u16>,
+    /// How it reaches the network.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Its number in the domain, once it has one.
+    #[serde(default)]
+    pub devid: Option<u32>,
+}
+
+/// How an interface reaches the network.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Through an interface of the host's, a bridge perhaps.
+    #[default]
+    Tap,
+    /// Through the sockets of an ordinary user.
+    User,
+}
+
+impl Mode {
+    /// As the configuration and the back end spell it.
+    #[must_use]
+    pub const fn word(self) -> &'static str {
+        match self {
+            Mode::Tap => "tap",
+            Mode::User => "user",
+        }
+    }
 }
 
 /// An Ethernet address.
@@ -61,6 +92,14 @@ pub enum VifError {
     /// A character that would mean something to a shell.
     #[error("vif option '{0}' holds the character {1:?}")]
     Character(String, char),
+    /// A length that no packet has.
+    #[error("'{0}' is no MTU: write a number from 68 to 65535")]
+    Mtu(String),
+    /// No such mode.
+    #[error(
+        "'{0}' is no mode of a vif: write tap (an interface of the host, with bridge= or script=) or user"
+    )]
+    Mode(String),
     /// HVM.
     #[error("vif option 'type={0}' is not for a PV domain")]
     Type(String),
@@ -95,6 +134,16 @@ impl Vif {
             "script" => once(&mut self.script, key, value.to_owned()),
             "backend" => once(&mut self.backend, key, value.to_owned()),
             "rate" => once(&mut self.rate, key, value.parse()?),
+            "mtu" => once(&mut self.mtu, key, mtu(value)?),
+            "mode" if value == "tap" => {
+                self.mode = Mode::Tap;
+                Ok(())
+            }
+            "mode" if value == "user" => {
+                self.mode = Mode::User;
+                Ok(())
+            }
+            "mode" => Err(VifError::Mode(value.to_owned())),
             "type" if matches!(value, "" | "vif" | "netfront" | "front") => Ok(()),
             "type" => Err(VifError::Type(value.to_owned())),
             // The emulated card's model: PV domains have none.
@@ -102,6 +151,11 @@ impl Vif {
             _ => Err(VifError::Option(key.to_owned())),
         }
     }
+}
+
+fn mtu(text: &str) -> Result<u16, VifError> {
+    let number = text.parse().ok().filter(|n| *n >= 68);
+    number.ok_or_else(|| VifError::Mtu(text.to_owned()))
 }
 
 /// Nothing that a shell, xenstore or a path could take for something else.
@@ -180,6 +234,15 @@ impl fmt::Display for Mac {
     }
 }
 
+impl Rate {
+    /// The credit that each interval gives, in bytes: at least one.
+    #[must_use]
+    pub fn bytes_per_interval(&self) -> u64 {
+        let bytes = u128::from(self.bytes_per_second) * u128::from(self.interval_us) / 1_000_000;
+        u64::try_from(bytes).unwrap_or(u64::MAX).max(1)
+    }
+}
+
 impl std::str::FromStr for Rate {
     type Err = VifError;
 
@@ -255,6 +318,9 @@ mod tests {
             (rate.bytes_per_second, rate.interval_us),
             (1_250_000, 20_000)
         );
+        assert_eq!(rate.bytes_per_interval(), 25_000);
+        let user = Vif::parse("mode=user,mtu=1400").expect("vif");
+        assert_eq!((user.mode, user.mtu), (Mode::User, Some(1400)));
         assert_eq!(Vif::parse(""), Ok(Vif::default()));
     }
 
@@ -278,6 +344,8 @@ mod tests {
             ("script=a;b", "';'"),
             ("ip=1,ip=2", "given twice"),
             ("type=ioemu", "not for a PV domain"),
+            ("mtu=67", "'67' is no MTU"),
+            ("mode=bridge", "'bridge' is no mode of a vif"),
         ] {
             let error = Vif::parse(text).expect_err(text).to_string();
             assert!(error.contains(message), "{text}: {error}");

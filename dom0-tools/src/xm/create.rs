@@ -18,8 +18,12 @@ use super::{
     signals::Held,
     table::Subcommand,
 };
-use crate::config::{self, DomainConfig, Loaded};
+use crate::config::{
+    self, DomainConfig, Loaded,
+    vif::{Mac, Vif},
+};
 use guest_abi::addr::DomId;
+use uuid::Uuid;
 
 /// Where configuration files are looked for that are named without a `/`.
 const SEARCH: &str = ".:/etc/xen";
@@ -70,6 +74,9 @@ impl Subcommand for Create {
         let config = self.config()?;
         let progress = Progress::new(self.quiet);
         let images = Images::open(&config, &progress)?;
+        for warning in &images.warnings {
+            eprintln!("Warning: {warning}");
+        }
         if self.dryrun {
             progress.end();
             return output::json(&config);
@@ -94,15 +101,18 @@ impl Create {
         images: &Images,
         progress: &Progress,
     ) -> Result<DomId, XmError> {
+        let held = Held::hold();
         let making = Making {
             origin: Origin::default(),
             progress,
-            held: &Held::hold(),
+            held: &held,
         };
         let record = life::create(host, config, images, &making)?;
         let (dom, uuid) = (record.dom(), record.uuid);
-        let set_going = || -> Result<(), XmError> {
+        let mut set_going = || -> Result<(), XmError> {
             monitor::start(&record)?;
+            progress.step("Connecting the devices");
+            life::wait_for_devices(&mut host.store, &record, |_| Ok(!held.arrived()))?;
             if !self.paused {
                 host.hypervisor.unpause_domain(dom)?;
             }
@@ -139,6 +149,7 @@ impl Create {
         // A restart happens in another working directory.
         config.kernel = config.kernel.as_deref().map(absolute).transpose()?;
         config.ramdisk = config.ramdisk.as_deref().map(absolute).transpose()?;
+        number_vifs(&mut config.vifs);
         Ok(config)
     }
 
@@ -213,6 +224,20 @@ fn read_text(path: &Path) -> io::Result<String> {
 fn absolute(path: &Path) -> Result<PathBuf, XmError> {
     std::path::absolute(path)
         .map_err(|e| XmError::Failed(format!("can't tell where {} is: {e}", path.display())))
+}
+
+/// What a restart is to find as it was: numbers and addresses.
+fn number_vifs(vifs: &mut [Vif]) {
+    for (index, vif) in (0..).zip(vifs) {
+        vif.devid = Some(index);
+        vif.mac = vif.mac.or_else(|| Some(random_mac()));
+    }
+}
+
+/// An address that the configuration leaves open.
+pub(super) fn random_mac() -> Mac {
+    let [a, b, c, ..] = *Uuid::new_v4().as_bytes();
+    Mac::from_random([a, b, c])
 }
 
 fn warn_of_no_effect(config: &DomainConfig) {

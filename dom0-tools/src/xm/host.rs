@@ -14,7 +14,7 @@ use domus_privcmd::{
 use guest_abi::addr::DomId;
 use uuid::Uuid;
 
-use super::{error::XmError, monitor, nodes, record::Record};
+use super::{devices::detach, error::XmError, life, monitor, nodes, record::Record};
 use crate::{
     config::name::DOM0_NAME,
     paths,
@@ -103,12 +103,14 @@ impl Host {
         for record in Record::all() {
             if !lives(record.dom(), record.uuid) {
                 lost.push(format!("{} ({})", record.config.name, record.dom));
+                life::release_devices(&mut self.store, record.dom(), record.uuid)?;
                 nodes::remove(&mut self.store, record.dom(), record.uuid)?;
                 record.remove();
             }
         }
         for dom in nodes::domains(&mut self.store)? {
             if !alive.iter().any(|i| i.dom == dom.0) && dom != DomId::DOM0 {
+                detach::release(&mut self.store, dom)?;
                 nodes::remove_unrecorded(&mut self.store, dom)?;
             }
         }

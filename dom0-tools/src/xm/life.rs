@@ -4,7 +4,9 @@
 //!   Images::open, Images::check        nothing exists yet
 //!   create_domain                      paused, empty
 //!   nodes::claim                       its name is its own
-//!   ports, builder, nodes, introduce   paused, complete
+//!   ports, builder, record             its disks are its own
+//!   nodes, introduce                   paused, complete
+//!   wait_for_devices                   the back ends have taken its devices
 //! ```
 //!
 //! Law: a failure at any step takes back all steps before it: no domain, no
@@ -21,7 +23,15 @@ use uuid::Uuid;
 
 use super::{
     boot,
+    devices::{
+        Kind, detach,
+        images::{self, ImageError},
+        patience, process,
+        sharing::SharingError,
+        wait::{self, WaitError},
+    },
     host::Host,
+    hotplug::{self, HotplugError},
     nodes,
     progress::Progress,
     record::{Record, Ring},
@@ -31,7 +41,8 @@ use crate::{
     bootloader::BootError,
     builder::{self, BuildError, BuildSpec, KernelError, KernelImage, Ramdisk, RamdiskError},
     config::{DomainConfig, domain::MAX_CMDLINE},
-    xenstore::client::Error as StoreError,
+    services::ServiceError,
+    xenstore::client::{Client as Store, Error as StoreError},
 };
 
 const PAGES_PER_MIB: u64 = (1 << 20) / PAGE_SIZE;
@@ -57,17 +68,21 @@ pub enum LifeError {
     /// The builder.
     #[error(transparent)]
     Build(#[from] BuildError),
-    /// Devices.
-    #[error(
-        "the configuration has {what}, and this version has no virtual devices. Remove '{key}' from it; a root file \
-         system can be in the ramdisk"
-    )]
-    Devices {
-        /// "2 disks".
-        what: String,
-        /// The key.
-        key: &'static str,
-    },
+    /// A disk's image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// A disk is somebody else's.
+    #[error(transparent)]
+    Sharing(#[from] SharingError),
+    /// A back end's program.
+    #[error(transparent)]
+    Services(#[from] ServiceError),
+    /// A device did not come.
+    #[error(transparent)]
+    Device(#[from] WaitError),
+    /// A device of a running domain.
+    #[error(transparent)]
+    Hotplug(#[from] HotplugError),
     /// Not enough memory.
     #[error(
         "not enough memory: the domain wants {wanted} MiB, and of the host's {total} MiB {free} are free. Lower \
@@ -124,6 +139,8 @@ pub struct Images {
     pub ramdisk: Option<Ramdisk>,
     /// The kernel's command line.
     pub cmdline: String,
+    /// What should be said about the disks' images.
+    pub warnings: Vec<String>,
 }
 
 impl Images {
@@ -132,7 +149,7 @@ impl Images {
     /// # Errors
     /// What would keep the domain from being made.
     pub fn open(config: &DomainConfig, progress: &Progress) -> Result<Self, LifeError> {
-        refuse_devices(config)?;
+        let warnings = check_devices(config)?;
         let boot::Loaded {
             kernel,
             ramdisk,
@@ -142,6 +159,7 @@ impl Images {
             kernel,
             ramdisk,
             cmdline,
+            warnings,
         };
         builder::plan(&images.kernel, &images.spec(config, Port(0), Port(0)))?;
         Ok(images)
@@ -159,18 +177,18 @@ impl Images {
     }
 }
 
-fn refuse_devices(config: &DomainConfig) -> Result<(), LifeError> {
-    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-    for (key, n, what) in [
-        ("disk", config.disks.len(), "disk"),
-        ("vif", config.vifs.len(), "network interface"),
-    ] {
-        if n > 0 {
-            let what = count(n, what);
-            return Err(LifeError::Devices { what, key });
-        }
-    }
-    Ok(())
+fn check_devices(config: &DomainConfig) -> Result<Vec<String>, LifeError> {
+    let wanted = [
+        (Kind::Vbd, config.disks.is_empty()),
+        (Kind::Vif, config.vifs.is_empty()),
+    ];
+    let kinds = wanted
+        .iter()
+        .filter(|(_, none)| !none)
+        .map(|(kind, _)| *kind);
+    let warnings = images::check_all(config)?;
+    process::find_programs(&kinds.collect::<Vec<_>>())?;
+    Ok(warnings)
 }
 
 /// What goes along with making a domain.
@@ -210,6 +228,7 @@ pub fn create(
         .uuid
         .or(making.origin.uuid)
         .unwrap_or_else(Uuid::new_v4);
+    hotplug::look(host, config.name.as_str(), &config.disks)?;
     let guests = host.guests().map_err(asking("list the domains"))?;
     if let Some(twin) = guests.iter().find(|info| info.uuid == uuid) {
         let dom = DomId(twin.dom);
@@ -279,9 +298,9 @@ impl NewDomain<'_> {
             console: Ring::new(built.console_mfn, console_port),
             config: config.clone(),
         };
+        hotplug::claim(self.host, &record)?;
         nodes::fill(&mut self.host.store, &record)?;
         nodes::introduce(&mut self.host.store, &record)?;
-        record.save().map_err(LifeError::Record)?;
         self.go_on()?;
         Ok(record)
     }
@@ -338,7 +357,9 @@ fn undo(host: &mut Host, dom: DomId, uuid: Uuid) {
     {
         eprintln!("Warning: domain {dom} could not be destroyed: {error}");
     }
-    if let Err(error) = nodes::remove(&mut host.store, dom, uuid) {
+    let removed = release_devices(&mut host.store, dom, uuid)
+        .and_then(|()| nodes::remove(&mut host.store, dom, uuid));
+    if let Err(error) = removed {
         eprintln!("Warning: the nodes of domain {dom} could not be removed: {error}");
     }
     forget_record(dom, uuid);
@@ -360,9 +381,40 @@ pub fn destroy(host: &mut Host, dom: DomId, uuid: Uuid) -> Result<(), LifeError>
 /// # Errors
 /// The store's.
 pub fn clean_up(host: &mut Host, dom: DomId, uuid: Uuid) -> Result<(), LifeError> {
+    release_devices(&mut host.store, dom, uuid)?;
     nodes::remove(&mut host.store, dom, uuid)?;
     forget_record(dom, uuid);
     Ok(())
+}
+
+/// Takes the devices of a domain that runs no more, if the store still knows
+/// the domain by this UUID.
+///
+/// # Errors
+/// The store's.
+pub fn release_devices(store: &mut Store, dom: DomId, uuid: Uuid) -> Result<(), StoreError> {
+    if nodes::is_home_of(store, dom, uuid)? {
+        detach::release(store, dom)?;
+    }
+    Ok(())
+}
+
+/// Waits until the back ends have taken all devices of a new domain. `go_on`
+/// is asked meanwhile.
+///
+/// # Errors
+/// A device did not come.
+pub fn wait_for_devices(
+    store: &mut Store,
+    record: &Record,
+    go_on: impl FnMut(&mut Store) -> Result<bool, StoreError>,
+) -> Result<(), LifeError> {
+    let all = hotplug::awaited(record);
+    let name = record.config.name.as_str();
+    match wait::until_ready(store, name, &all, patience(), go_on) {
+        Err(WaitError::Interrupted) => Err(LifeError::Interrupted),
+        other => Ok(other?),
+    }
 }
 
 fn forget_record(dom: DomId, uuid: Uuid) {

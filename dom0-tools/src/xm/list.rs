@@ -4,13 +4,18 @@ use clap::Parser;
 use serde_json::{Value, json};
 
 use super::{
-    Session, columns,
+    Session, block, columns,
+    devices::{
+        Kind,
+        describe::{self, Shown},
+    },
     error::XmError,
     host::{Domain, Host},
     output,
     record::Record,
     table::Subcommand,
 };
+use crate::config::{disk::Disk, vif::Vif};
 
 /// List information about all/some domains.
 #[derive(Debug, Parser)]
@@ -40,7 +45,9 @@ impl Subcommand for List {
         let mut host = Host::connect()?;
         let domains = chosen(&mut host, &self.domains)?;
         if self.long {
-            return output::json(&domains.iter().map(details).collect::<Vec<_>>());
+            let all: Result<Vec<Value>, XmError> =
+                domains.iter().map(|d| details(&mut host, d)).collect();
+            return output::json(&all?);
         }
         if self.json {
             return output::json(&domains.iter().map(brief).collect::<Vec<_>>());
@@ -92,7 +99,7 @@ fn brief(domain: &Domain) -> Value {
 }
 
 /// As xl prints it: `domid` and the configuration by libxl's names.
-fn details(domain: &Domain) -> Value {
+fn details(host: &mut Host, domain: &Domain) -> Result<Value, XmError> {
     let info = &domain.info;
     let record = Record::load(domain.id()).filter(|r| r.uuid == info.uuid);
     let mut config = json!({
@@ -106,8 +113,19 @@ fn details(domain: &Domain) -> Value {
     });
     if let Some(record) = record {
         add_record(&mut config, &record);
+        let disks = block::shown_of(host, domain.id(), Kind::Vbd)?;
+        let nics = block::shown_of(host, domain.id(), Kind::Vif)?;
+        add_devices(&mut config, &record, &disks, &nics);
     }
-    json!({ "domid": info.dom, "config": config, "state": brief(domain) })
+    Ok(json!({ "domid": info.dom, "config": config, "state": brief(domain) }))
+}
+
+fn add_devices(config: &mut Value, record: &Record, disks: &[Shown], nics: &[Shown]) {
+    let find = |all: &[Shown], id: Option<u32>| all.iter().find(|s| Some(s.id()) == id).cloned();
+    let disk = |d: &Disk| describe::disk(d, find(disks, Some(d.vdev.number)).as_ref());
+    let nic = |v: &Vif| describe::nic(v, find(nics, v.devid).as_ref());
+    config["disks"] = record.config.disks.iter().map(disk).collect();
+    config["nics"] = record.config.vifs.iter().map(nic).collect();
 }
 
 fn add_record(config: &mut Value, record: &Record) {
@@ -120,8 +138,6 @@ fn add_record(config: &mut Value, record: &Record) {
     build["ramdisk"] = json!(from.ramdisk);
     build["cmdline"] = json!(from.cmdline);
     build["sched_params"] = json!({ "weight": from.cpu_weight, "cap": from.cpu_cap });
-    config["disks"] = json!(from.disks);
-    config["nics"] = json!(from.vifs);
     config["on_poweroff"] = json!(from.on_poweroff);
     config["on_reboot"] = json!(from.on_reboot);
     config["on_crash"] = json!(from.on_crash);

@@ -9,20 +9,24 @@
 //! are an interface (they live in [`columns`] and [`error`]); everything that
 //! is for people only goes to stderr.
 
+pub mod block;
 pub mod boot;
 pub mod columns;
 pub mod console;
 pub mod crash;
 pub mod create;
+pub mod devices;
 pub mod dmesg;
 pub mod error;
 pub mod help;
 pub mod host;
+pub mod hotplug;
 pub mod info;
 pub mod life;
 pub mod list;
 pub mod monitor;
 pub mod names;
+pub mod network;
 pub mod nodes;
 pub mod output;
 pub mod pause;

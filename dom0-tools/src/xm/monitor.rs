@@ -26,7 +26,7 @@ use std::{
     },
     path::PathBuf,
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use domus_privcmd::{
@@ -40,15 +40,21 @@ use uuid::Uuid;
 
 use super::{
     crash,
+    devices::{Kind, supervisor::Supervisor},
     error::XmError,
     host::Host,
+    hotplug,
     life::{self, Images, Making, Origin},
     nodes,
     progress::Progress,
     record::{self, Record},
     signals::Held,
 };
-use crate::{config::action::Action, paths, services, xenstore::client::Client as Store};
+use crate::{
+    config::action::Action,
+    paths, services,
+    xenstore::client::{Client as Store, Error as StoreError},
+};
 
 /// A domain that restarts sooner than this after its last restart does not.
 pub const MIN_RESTART_TIME: f64 = 10.0;
@@ -133,11 +139,14 @@ pub fn main(args: &[String]) -> Result<(), XmError> {
     };
     let (_, changed) = host.hypervisor.evtchn_bind_virq(VIRQ_DOM_EXC)?;
     let mut monitor = Monitor {
+        supervisor: Supervisor::new(record.dom(), record.config.name.as_str()),
         host,
         changed,
         record,
         lock,
+        due: true,
     };
+    monitor.watch_devices()?;
     monitor.say("watching");
     detach_output()?;
     let ended = monitor.run();
@@ -164,6 +173,9 @@ struct Monitor {
     changed: OwnedFd,
     record: Record,
     lock: PidFile,
+    supervisor: Supervisor,
+    /// Whether the devices are to be looked at.
+    due: bool,
 }
 
 /// Whether the monitor has more to do.
@@ -178,7 +190,10 @@ impl Monitor {
         loop {
             match self.look() {
                 Ok(Next::End) => return Ok(()),
-                Ok(Next::Watch) => self.wait()?,
+                Ok(Next::Watch) => {
+                    self.tend();
+                    self.wait()?;
+                }
                 Err(XmError::Hypervisor(ClientError::Disconnected { .. })) => {
                     self.say("the hypervisor has gone; nothing is left to do");
                     return Ok(());
@@ -191,18 +206,101 @@ impl Monitor {
         }
     }
 
-    /// Until the hypervisor says that some domain has changed.
-    fn wait(&self) -> Result<(), XmError> {
-        let mut fds = [PollFd::new(self.changed.as_fd(), PollFlags::POLLIN)];
-        let failed = |errno: nix::errno::Errno| XmError::Failed(format!("poll: {errno}"));
-        match poll(&mut fds, PollTimeout::from(LOOK_AGAIN)) {
-            Ok(0) | Err(nix::errno::Errno::EINTR) => Ok(()),
-            Ok(_) => {
-                let mut count = [0; 8];
-                nix::unistd::read(&self.changed, &mut count).map_err(failed)?;
-                Ok(())
-            }
-            Err(errno) => Err(failed(errno)),
+    /// Until the hypervisor says that some domain has changed, the store that
+    /// a device has, or a back end ends.
+    fn wait(&mut self) -> Result<(), XmError> {
+        // An event may be here already, without the socket being readable.
+        self.due |= self.take_store_events();
+        if self.due {
+            return Ok(());
+        }
+        let (changed, other) = self.poll()?;
+        if changed {
+            let mut count = [0; 8];
+            nix::unistd::read(&self.changed, &mut count).map_err(poll_failed)?;
+        }
+        let rested = self
+            .supervisor
+            .next()
+            .is_some_and(|at| at <= Instant::now());
+        self.due |= other || rested;
+        Ok(())
+    }
+
+    /// Whether the hypervisor has something to say, and whether others have.
+    fn poll(&self) -> Result<(bool, bool), XmError> {
+        let own = [self.changed.as_fd(), self.host.store.as_fd()];
+        let mut fds: Vec<PollFd<'_>> = own
+            .into_iter()
+            .chain(self.supervisor.fds())
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+            .collect();
+        match poll(&mut fds, self.patience()) {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => return Ok((false, false)),
+            Err(errno) => return Err(poll_failed(errno)),
+        }
+        let ready: Vec<bool> = fds.iter().map(|fd| fd.any() == Some(true)).collect();
+        Ok((ready[0], ready[1..].contains(&true)))
+    }
+
+    fn patience(&self) -> PollTimeout {
+        let longest = Duration::from_millis(LOOK_AGAIN.into());
+        let rest = self.supervisor.next();
+        let rest = rest.map(|at| at.saturating_duration_since(Instant::now()));
+        let time = rest.map_or(longest, |rest| rest.min(longest));
+        // Rounded up: a wait of 0 ms would spin.
+        PollTimeout::try_from(time + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+    }
+
+    /// What they say does not count: all devices are looked at.
+    fn take_store_events(&mut self) -> bool {
+        let mut any = false;
+        while let Ok(Some(_)) = self.host.store.next_event(Some(Duration::ZERO)) {
+            any = true;
+        }
+        any
+    }
+
+    /// Asks the store to tell of this domain's devices.
+    fn watch_devices(&mut self) -> Result<(), StoreError> {
+        let dom = self.record.dom();
+        Kind::ALL
+            .into_iter()
+            .try_for_each(|kind| self.host.store.watch(&kind.back_dir(dom), kind.name()))
+    }
+
+    fn unwatch_devices(&mut self) -> Result<(), StoreError> {
+        let dom = self.record.dom();
+        Kind::ALL
+            .into_iter()
+            .try_for_each(|kind| self.host.store.unwatch(&kind.back_dir(dom), kind.name()))
+    }
+
+    /// Looks after the devices. A store that is away is no reason to end.
+    fn tend(&mut self) {
+        if !std::mem::take(&mut self.due) {
+            return;
+        }
+        self.take_store_events();
+        match self.supervisor.tend(&mut self.host.store) {
+            Ok(lines) => lines.iter().for_each(|line| self.say(line)),
+            Err(error) => self.say(&format!("can't look after the devices: {error}")),
+        }
+        let (dom, uuid) = (self.record.dom(), self.record.uuid);
+        match hotplug::reap(&mut self.host.store, dom, uuid) {
+            Ok(gone) => gone
+                .iter()
+                .for_each(|device| self.say(&format!("{device} has been let go of"))),
+            Err(error) => self.say(&format!("can't remove a device: {error}")),
+        }
+    }
+
+    /// What `xm` has changed in the record meanwhile: devices, the name.
+    fn refresh(&mut self) {
+        let (dom, uuid) = (self.record.dom(), self.record.uuid);
+        if let Some(record) = Record::load(dom).filter(|r| r.uuid == uuid) {
+            self.record = record;
         }
     }
 
@@ -226,6 +324,7 @@ impl Monitor {
     }
 
     fn shut_down(&mut self, info: &DomainInfo, reason: u32) -> Result<Next, XmError> {
+        self.refresh();
         let config = &self.record.config;
         let (what, action) = match reason {
             SHUTDOWN_POWEROFF => ("powered off", config.on_poweroff),
@@ -248,8 +347,9 @@ impl Monitor {
         }
         match action {
             Action::Preserve => {
-                self.record.kept = true;
-                self.record.save().map_err(life::LifeError::Record)?;
+                let mut record = self.record.clone();
+                self.keep(&mut record)?;
+                self.record = record;
                 Ok(Next::End)
             }
             Action::Destroy | Action::CoredumpDestroy => self.destroy(),
@@ -277,6 +377,8 @@ impl Monitor {
             return self.destroy();
         }
         let old = self.record.clone();
+        // What it has written is on its disk before a kernel is read from there.
+        life::release_devices(&mut self.host.store, old.dom(), old.uuid)?;
         // The kernel may have been replaced meanwhile: read it before the old
         // domain goes, so that what is said of it is said early.
         let images = Images::open(&old.config, &Progress::silent());
@@ -301,10 +403,41 @@ impl Monitor {
             progress: &Progress::silent(),
             held: &Held::hold(),
         };
+        self.unwatch_devices()?;
         self.record = life::create(&mut self.host, &config, &images?, &making)?;
+        if let Err(error) = self.connect_devices() {
+            life::destroy(&mut self.host, self.record.dom(), self.record.uuid)?;
+            return Err(error);
+        }
         self.host.hypervisor.unpause_domain(self.record.dom())?;
         self.say(&format!("restarted as domain {}", self.record.dom));
         Ok(Next::Watch)
+    }
+
+    /// Lets the back ends of a domain that was just made take its devices.
+    fn connect_devices(&mut self) -> Result<(), XmError> {
+        let record = self.record.clone();
+        self.supervisor = Supervisor::new(record.dom(), record.config.name.as_str());
+        self.watch_devices()?;
+        let supervisor = &mut self.supervisor;
+        let mut said = supervisor.tend(&mut self.host.store)?;
+        let connected = life::wait_for_devices(&mut self.host.store, &record, |store| {
+            said.extend(supervisor.tend(store)?);
+            Ok(true)
+        });
+        said.iter().for_each(|line| self.say(line));
+        Ok(connected?)
+    }
+
+    /// Notes that a dead domain stays as it is. It needs no devices, and others
+    /// may need them.
+    fn keep(&mut self, record: &mut Record) -> Result<(), XmError> {
+        life::release_devices(&mut self.host.store, record.dom(), record.uuid)?;
+        record.config.disks.clear();
+        record.config.vifs.clear();
+        record.kept = true;
+        record.save().map_err(life::LifeError::Record)?;
+        Ok(())
     }
 
     /// Renames the dead domain, so that the new one can have its name.
@@ -324,8 +457,7 @@ impl Monitor {
                 Err(nodes::NameError::Store(error)) => return Err(error.into()),
             }
         }
-        record.kept = true;
-        record.save().map_err(life::LifeError::Record)?;
+        self.keep(&mut record)?;
         self.say(&format!("kept as {}", record.config.name));
         Ok(())
     }
@@ -340,6 +472,10 @@ impl Monitor {
             self.record.dom
         );
     }
+}
+
+fn poll_failed(errno: nix::errno::Errno) -> XmError {
+    XmError::Failed(format!("poll: {errno}"))
 }
 
 /// Seconds since 1970 as a date and time, UTC.

@@ -11,7 +11,8 @@
 //!   store/{ring-ref,port}
 //!   control/{shutdown,sysrq,feature-*}          owner the guest
 //!   control/platform-feature-*
-//!   device                      owner Dom0, the guest reads
+//!   device                      owner Dom0, the guest reads; what is below
+//!                               it see [`super::devices::nodes`]
 //!   data drivers feature attr error             owner the guest
 //! ```
 //!
@@ -24,7 +25,7 @@ use guest_abi::{
 };
 use uuid::Uuid;
 
-use super::record::Record;
+use super::{devices, record::Record};
 use crate::{
     config::name::DOM0_NAME,
     xenstore::{
@@ -120,6 +121,7 @@ pub fn claim(
     with_free_name(store, dom, name, lives, |t| {
         // What a domain of the same number may have left.
         remove_tree(t, &home(dom))?;
+        devices::nodes::remove_back_halves(t, dom)?;
         make(t, &home(dom), readable(dom))?;
         make(t, &vm_path(uuid), readable(dom))?;
         t.write(&format!("{}/vm", home(dom)), vm_path(uuid))?;
@@ -204,7 +206,8 @@ fn holder(
 pub fn fill(store: &mut Client, record: &Record) -> Result<(), Error> {
     store.transaction(|t| {
         write_vm(t, record)?;
-        write_home(t, record)
+        write_home(t, record)?;
+        devices::nodes::publish_all(t, record.dom(), &record.config)
     })
 }
 
@@ -346,6 +349,15 @@ fn owned(dom: DomId) -> Vec<Perm> {
     vec![Perm::new(Access::None, dom)]
 }
 
+/// Whether the store knows the domain by this UUID, or not at all.
+///
+/// # Errors
+/// The store's.
+pub fn is_home_of(store: &mut impl Nodes, dom: DomId, uuid: Uuid) -> Result<bool, Error> {
+    let vm = store.find(&format!("{}/vm", home(dom)))?;
+    Ok(vm.is_none_or(|vm| vm == vm_path(uuid)))
+}
+
 /// Removes all that tells of a domain, if the home is still its.
 ///
 /// # Errors
@@ -359,6 +371,7 @@ pub fn remove(store: &mut Client, dom: DomId, uuid: Uuid) -> Result<(), Error> {
     store.transaction(|t| {
         if t.find(&format!("{}/vm", home(dom)))?.as_deref() == Some(vm.as_str()) {
             remove_tree(t, &home(dom))?;
+            devices::nodes::remove_back_halves(t, dom)?;
         }
         // A restarted domain goes on under the same /vm node.
         for other in domains(t)? {
@@ -379,6 +392,7 @@ pub fn remove_unrecorded(store: &mut Client, dom: DomId) -> Result<(), Error> {
     let vm = store.find(&format!("{}/vm", home(dom)))?;
     store.transaction(|t| {
         remove_tree(t, &home(dom))?;
+        devices::nodes::remove_back_halves(t, dom)?;
         match vm.as_deref().filter(|vm| vm.starts_with("/vm/")) {
             Some(vm) => remove_tree(t, vm),
             None => Ok(()),

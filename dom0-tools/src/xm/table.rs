@@ -39,6 +39,8 @@ pub enum Group {
     Domains,
     /// Looking at domains.
     Looking,
+    /// Domains' disks and network interfaces.
+    Devices,
     /// The host and its services.
     Host,
 }
@@ -83,7 +85,6 @@ const fn absent(name: &'static str, why: &'static str) -> Command {
 }
 
 const NOT_YET: &str = "this version has no such function";
-const NO_DEVICES: &str = "this version has no virtual devices";
 const NO_PASSTHROUGH: &str = "devices of the host can't be passed through";
 const NO_FLASK: &str = "there is no security policy (FLASK)";
 const NO_MANAGED: &str = "there are no managed domains: keep the file and use create";
@@ -108,18 +109,20 @@ pub static COMMANDS: &[Command] = &[
     ready::<super::names::Domid>("domid", Group::Looking),
     ready::<super::names::Domname>("domname", Group::Looking),
     ready::<super::names::Domstate>("domstate", Group::Looking),
+    ready::<super::block::BlockAttach>("block-attach", Group::Devices),
+    ready::<super::block::BlockDetach>("block-detach", Group::Devices),
+    ready::<super::block::BlockConfigure>("block-configure", Group::Devices),
+    ready::<super::block::BlockList>("block-list", Group::Devices),
+    ready::<super::block::CdInsert>("cd-insert", Group::Devices),
+    ready::<super::block::CdEject>("cd-eject", Group::Devices),
+    ready::<super::network::NetworkAttach>("network-attach", Group::Devices),
+    ready::<super::network::NetworkDetach>("network-detach", Group::Devices),
+    ready::<super::network::NetworkList>("network-list", Group::Devices),
     ready::<super::info::Info>("info", Group::Host),
     ready::<super::dmesg::Dmesg>("dmesg", Group::Host),
     ready::<super::stop_services::StopServices>("stop-services", Group::Host),
     ready::<super::help::Help>("help", Group::Host),
     // Not here yet, or never.
-    absent("block-attach", NO_DEVICES),
-    absent("block-configure", NO_DEVICES),
-    absent("block-detach", NO_DEVICES),
-    absent("block-list", NO_DEVICES),
-    absent("network-attach", NO_DEVICES),
-    absent("network-detach", NO_DEVICES),
-    absent("network-list", NO_DEVICES),
     absent("save", NOT_YET),
     absent("restore", NOT_YET),
     absent("migrate", NOT_YET),

@@ -147,6 +147,7 @@ pub fn all(session: &Session) -> String {
     for (title, group) in [
         ("Domains' lives", Group::Domains),
         ("Looking at domains", Group::Looking),
+        ("Disks and network interfaces", Group::Devices),
         ("The host and its services", Group::Host),
     ] {
         text.push_str(&format!("\n{title}:\n"));

@@ -56,10 +56,37 @@ impl Installation {
             .tempdir()
             .expect("dir");
         fs::create_dir(dir.path().join("run")).expect("run dir");
+        fs::create_dir(dir.path().join("bin")).expect("bin dir");
         fs::write(dir.path().join("vmlinuz"), pv_kernel()).expect("kernel");
         fs::write(dir.path().join("initrd"), [0x5a; 5000]).expect("ramdisk");
         let hypervisor = FakeHypervisor::start(&dir.path().join("run/privcmd.sock"));
         Self { dir, hypervisor }
+    }
+
+    /// With programs in the back ends' place that follow the states of devices
+    /// and serve none.
+    pub fn with_back_ends() -> Self {
+        use std::os::unix::fs::PermissionsExt;
+        let installation = Self::new();
+        let bin = installation.dir.path().join("bin");
+        for program in [
+            env!("CARGO_BIN_EXE_xm"),
+            env!("CARGO_BIN_EXE_xenstored"),
+            env!("CARGO_BIN_EXE_xenconsoled"),
+            env!("CARGO_BIN_EXE_xenstore"),
+        ] {
+            let program = Path::new(program);
+            let copy = bin.join(program.file_name().expect("name"));
+            if fs::hard_link(program, &copy).is_err() {
+                fs::copy(program, &copy).expect("copy");
+            }
+        }
+        for program in ["blkback", "netback"] {
+            let path = bin.join(program);
+            fs::write(&path, include_str!("back_end.sh")).expect("write");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+        }
+        installation
     }
 
     pub fn run_dir(&self) -> PathBuf {
@@ -96,7 +123,13 @@ impl Installation {
     }
 
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_xm"));
+        let own = self.dir.path().join("bin/xm");
+        let program = if own.exists() {
+            own
+        } else {
+            env!("CARGO_BIN_EXE_xm").into()
+        };
+        let mut command = Command::new(program);
         command
             .args(args)
             .current_dir(self.dir.path())
@@ -142,10 +175,11 @@ impl Drop for Installation {
         }
         // Monitors end with their hypervisor.
         self.hypervisor.stop();
+        back_ends(&self.run_dir()).into_iter().for_each(kill);
     }
 }
 
-fn kill(pid: u32) {
+pub fn kill(pid: u32) {
     let pid = nix::unistd::Pid::from_raw(i32::try_from(pid).expect("pid"));
     let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
 }
@@ -178,6 +212,16 @@ pub fn tree(store: &mut dom0_tools::xenstore::client::Client, path: &str) -> Vec
 
 /// The monitor processes of this run directory that live.
 pub fn monitors(run_dir: &Path) -> Vec<u32> {
+    processes(run_dir, "--domain-monitor")
+}
+
+/// The back ends' processes of this run directory that live.
+pub fn back_ends(run_dir: &Path) -> Vec<u32> {
+    processes(run_dir, "--domain")
+}
+
+/// The processes of this run directory that have this word as an argument.
+fn processes(run_dir: &Path, word: &str) -> Vec<u32> {
     let variable = format!("DOMUS_RUN_DIR={}", run_dir.display());
     let processes = fs::read_dir("/proc").expect("/proc").flatten();
     let pids = processes.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
@@ -185,7 +229,7 @@ pub fn monitors(run_dir: &Path) -> Vec<u32> {
         let read = |file: &str| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
         let has =
             |bytes: Vec<u8>, text: &str| bytes.split(|b| *b == 0).any(|p| p == text.as_bytes());
-        has(read("environ"), &variable) && has(read("cmdline"), "--domain-monitor")
+        has(read("environ"), &variable) && has(read("cmdline"), word)
     })
     .collect()
 }
