@@ -7,6 +7,7 @@ pub mod builder;
 pub mod config;
 pub mod console;
 pub mod image;
+pub mod netback;
 pub mod paths;
 pub mod services;
 pub mod trace;

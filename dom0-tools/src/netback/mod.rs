@@ -1,0 +1,5 @@
+//! netback.
+
+pub mod credit;
+pub mod offload;
+pub mod packet;

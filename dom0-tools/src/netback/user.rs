@@ -1,0 +1,203 @@
+//! A network without privilege: `passt` translates between the guest's
+//! packets and ordinary sockets of its own.
+//!
+//! ```text
+//!   guest -- ring -- netback -- stream socket -- passt -- sockets -- the host's network
+//! ```
+//!
+//! Law: one `passt` for each interface, a child of this process. It ends with
+//! its socket, so one that is killed leaves none behind. A `passt` that ends is
+//! started again, not more often than every [`PAUSE`]; connections through it
+//! are lost, the interface stays.
+//!
+//! Frames carry no header: checksums are completed here, and large packets are
+//! not announced to the guest.
+
+use std::{
+    env, io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tracing::{info, warn};
+
+use super::{
+    frames::{Incoming, Outgoing},
+    offload::Offload,
+    wire::{Sent, Wire},
+};
+
+const PROGRAM: &str = "passt";
+
+/// Between two starts.
+pub const PAUSE: Duration = Duration::from_secs(1);
+
+/// Why there is no user-mode network.
+#[derive(Debug, thiserror::Error)]
+pub enum UserError {
+    /// The program is not there.
+    #[error(
+        "mode=user needs the program passt, which is not in PATH: install it (on Debian: \
+         `apt install passt`), or set DOMUS_PASST to its path"
+    )]
+    Missing,
+    /// It could not be started.
+    #[error("cannot start {}: {source}", program.display())]
+    Start {
+        /// The program.
+        program: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+}
+
+/// An interface's user-mode network.
+#[derive(Debug)]
+pub struct UserNet {
+    program: PathBuf,
+    link: Option<Link>,
+    started: Instant,
+}
+
+#[derive(Debug)]
+struct Link {
+    child: Child,
+    stream: UnixStream,
+    incoming: Incoming,
+    outgoing: Outgoing,
+}
+
+impl UserNet {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// See [`UserError`].
+    pub fn start() -> Result<Self, UserError> {
+        let program = find().ok_or(UserError::Missing)?;
+        let link = Link::start(&program)?;
+        Ok(Self {
+            program,
+            link: Some(link),
+            started: Instant::now(),
+        })
+    }
+
+    /// The program's process.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.link.as_ref().map(|link| link.child.id())
+    }
+
+    /// Runs `body` with the program, which is started again if it has ended
+    /// and the pause is over.
+    fn with_link<T>(
+        &mut self,
+        otherwise: T,
+        body: impl FnOnce(&mut Link) -> io::Result<T>,
+    ) -> io::Result<T> {
+        if self.link.is_none() && self.started.elapsed() >= PAUSE {
+            self.started = Instant::now();
+            match Link::start(&self.program) {
+                Ok(link) => self.link = Some(link),
+                Err(error) => warn!(%error, "the interface is without network for now"),
+            }
+        }
+        let Some(link) = &mut self.link else {
+            return Ok(otherwise);
+        };
+        match body(link) {
+            Ok(value) => Ok(value),
+            Err(error) => {
+                warn!(%error, pid = link.child.id(), "passt has ended and is started again");
+                self.link = None;
+                Ok(otherwise)
+            }
+        }
+    }
+}
+
+/// The program: `$DOMUS_PASST`, or from `PATH`.
+fn find() -> Option<PathBuf> {
+    if let Some(path) = env::var_os("DOMUS_PASST").filter(|path| !path.is_empty()) {
+        return Some(path.into());
+    }
+    let path = env::var_os("PATH")?;
+    env::split_paths(&path)
+        .map(|dir| dir.join(PROGRAM))
+        .find(|file| file.is_file())
+}
+
+impl Link {
+    fn start(program: &PathBuf) -> Result<Self, UserError> {
+        let failed = |source: io::Error| UserError::Start {
+            program: program.clone(),
+            source,
+        };
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        ours.set_nonblocking(true).map_err(failed)?;
+        let fd = theirs.as_raw_fd();
+        let mut command = Command::new(program);
+        command
+            .args(["--foreground", "--quiet", "--fd", &fd.to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        // SAFETY: between fork and exec it makes one system call, with a
+        // descriptor that is open.
+        unsafe {
+            command.pre_exec(move || {
+                let cleared = libc::fcntl(fd, libc::F_SETFD, 0);
+                nix::errno::Errno::result(cleared)?;
+                Ok(())
+            });
+        }
+        let child = command.spawn().map_err(failed)?;
+        info!(pid = child.id(), program = %program.display(), "user-mode network started");
+        Ok(Self {
+            child,
+            stream: ours,
+            incoming: Incoming::default(),
+            outgoing: Outgoing::default(),
+        })
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        // It would end by itself when its socket closes; don't wait for that.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Wire for UserNet {
+    fn send(&mut self, packet: &mut [u8], mut offload: Offload) -> io::Result<Sent> {
+        offload
+            .complete_checksum(packet)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        // Without the program, packets are lost as on a cut cable.
+        self.with_link(Sent::Done, |link| {
+            link.outgoing.send(&mut &link.stream, packet)
+        })
+    }
+
+    fn receive(&mut self, buf: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
+        let len = self.with_link(None, |link| {
+            link.outgoing.flush(&mut &link.stream)?;
+            link.incoming.receive(&mut &link.stream, buf)
+        })?;
+        Ok(len.map(|len| (len, Offload::default())))
+    }
+
+    fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.link.as_ref().map(|link| link.stream.as_fd())
+    }
+
+    fn wants_to_write(&self) -> bool {
+        self.link.as_ref().is_some_and(|link| link.outgoing.is_busy())
+    }
+}
