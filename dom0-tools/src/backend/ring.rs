@@ -206,6 +206,27 @@ impl<M: SharedMemory> BackRing<M> {
         self.show_response(bytes);
     }
 
+    /// Gives the responses to the oldest requests that have none, so that the
+    /// front end sees all of them or none: for one that could take the first
+    /// ones alone for a whole. There is no note of them: a back end killed
+    /// here leaves requests that are partly overwritten.
+    ///
+    /// # Panics
+    /// As [`respond`](Self::respond).
+    pub fn respond_together<R: IntoBytes + Immutable>(&mut self, responses: &[R]) {
+        let slice = self.memory.slice();
+        for response in responses {
+            assert!(self.in_flight() > 0, "no request without response is left");
+            let bytes = response.as_bytes();
+            assert!(bytes.len() <= self.slot_size, "a response fits a slot");
+            let at = ring::slot_offset(self.rsp_prod, self.slots, self.slot_size);
+            slice.write_slice(bytes, at).expect("a slot of the ring");
+            self.rsp_prod = self.rsp_prod.wrapping_add(1);
+        }
+        fence(Ordering::Release);
+        self.store(RSP_PROD, self.rsp_prod);
+    }
+
     fn show_response(&mut self, bytes: &[u8]) {
         let at = ring::slot_offset(self.rsp_prod, self.slots, self.slot_size);
         fence(Ordering::Release);

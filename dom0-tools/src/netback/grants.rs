@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use domus_privcmd::client::ClientError;
+use domus_privcmd::client::{Client, ClientError, CopyData, GrantCopy, GrantMapping};
 use guest_abi::addr::DomId;
 
 /// A part of a granted page.
@@ -23,7 +23,7 @@ pub struct Piece {
 /// Access to a guest's granted pages.
 pub trait Grants: Send {
     /// Copies pieces, one behind the other, into `into`. `done` gets for each
-    /// whether it was copied; what was not is zeroes.
+    /// whether it was copied; what was not keeps what was there.
     ///
     /// # Errors
     /// When the hypervisor can't be reached.
@@ -44,4 +44,122 @@ pub trait Grants: Send {
         from: &[u8],
         done: &mut Vec<bool>,
     ) -> Result<(), ClientError>;
+}
+
+/// Pages of a domain, through the hypervisor.
+///
+/// A batch is mapped, copied and unmapped: two short messages and the pages'
+/// mapping, whatever its size. Where one grant of a batch is bad, nothing is
+/// mapped, and the hypervisor copies each piece that it can.
+#[derive(Debug)]
+pub struct GuestPages {
+    client: Arc<Client>,
+    dom: DomId,
+    refs: Vec<u32>,
+}
+
+impl GuestPages {
+    /// Of this domain.
+    #[must_use]
+    pub const fn new(client: Arc<Client>, dom: DomId) -> Self {
+        let refs = Vec::new();
+        Self { client, dom, refs }
+    }
+
+    /// Maps the pages of all pieces that are not empty, or none.
+    fn map(&mut self, pieces: &[Piece], write: bool) -> Result<Option<GrantMapping>, ClientError> {
+        self.refs.clear();
+        let used = pieces.iter().filter(|piece| piece.len > 0);
+        self.refs.extend(used.map(|piece| piece.gref));
+        if self.refs.is_empty() {
+            return Ok(None);
+        }
+        match self.client.map_grants(self.dom.0, &self.refs, write) {
+            Ok(mapping) => Ok(Some(mapping)),
+            Err(ClientError::Failed(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// Each piece that is not empty, with its number among those and its bytes'
+/// place.
+fn places(pieces: &[Piece]) -> impl Iterator<Item = (usize, &Piece, usize)> {
+    let mut at = 0;
+    let used = pieces.iter().filter(|piece| piece.len > 0);
+    used.enumerate().map(move |(n, piece)| {
+        let start = at;
+        at += usize::from(piece.len);
+        (n, piece, start)
+    })
+}
+
+/// Puts the results of the pieces that are not empty among those that are.
+fn spread(pieces: &[Piece], statuses: &[i16], done: &mut Vec<bool>) {
+    let mut results = statuses.iter().map(|status| *status == 0);
+    done.clear();
+    done.extend(
+        pieces
+            .iter()
+            .map(|piece| piece.len == 0 || results.next() == Some(true)),
+    );
+}
+
+impl Grants for GuestPages {
+    fn read(
+        &mut self,
+        pieces: &[Piece],
+        into: &mut [u8],
+        done: &mut Vec<bool>,
+    ) -> Result<(), ClientError> {
+        if let Some(mapping) = self.map(pieces, false)? {
+            done.clear();
+            done.resize(pieces.len(), true);
+            for (n, piece, at) in places(pieces) {
+                let bytes = &mut into[at..at + usize::from(piece.len)];
+                mapping.read(n * 4096 + usize::from(piece.offset), bytes)?;
+            }
+            return Ok(());
+        }
+        let mut rest = into;
+        let mut copies = Vec::with_capacity(pieces.len());
+        for (_, piece, _) in places(pieces) {
+            let (bytes, later) = rest.split_at_mut(usize::from(piece.len));
+            rest = later;
+            copies.push(GrantCopy {
+                gref: piece.gref,
+                offset: piece.offset,
+                data: CopyData::Read(bytes),
+            });
+        }
+        let statuses = self.client.copy_grants(self.dom.0, &mut copies)?;
+        spread(pieces, &statuses, done);
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        pieces: &[Piece],
+        from: &[u8],
+        done: &mut Vec<bool>,
+    ) -> Result<(), ClientError> {
+        if let Some(mapping) = self.map(pieces, true)? {
+            done.clear();
+            done.resize(pieces.len(), true);
+            for (n, piece, at) in places(pieces) {
+                let bytes = &from[at..at + usize::from(piece.len)];
+                mapping.write(n * 4096 + usize::from(piece.offset), bytes)?;
+            }
+            return Ok(());
+        }
+        let copies = places(pieces).map(|(_, piece, at)| GrantCopy {
+            gref: piece.gref,
+            offset: piece.offset,
+            data: CopyData::Write(&from[at..at + usize::from(piece.len)]),
+        });
+        let mut copies: Vec<_> = copies.collect();
+        let statuses = self.client.copy_grants(self.dom.0, &mut copies)?;
+        spread(pieces, &statuses, done);
+        Ok(())
+    }
 }

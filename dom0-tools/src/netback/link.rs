@@ -215,7 +215,10 @@ mod tests {
         assert!(links.exists("lo") && !links.exists("none.7"));
         assert!(links.mtu("lo").unwrap() > 0);
         let error = links.mtu("none.7").unwrap_err().to_string();
-        assert!(error.contains("none.7") && error.contains("no such interface"), "{error}");
+        assert!(
+            error.contains("none.7") && error.contains("no such interface"),
+            "{error}"
+        );
         let error = links.join("lo", "none.7").unwrap_err().to_string();
         assert!(error.contains("find the bridge none.7"), "{error}");
     }

@@ -116,8 +116,9 @@ impl Offload {
 }
 
 /// `struct virtio_net_hdr`, in front of each packet of a tap device.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct VnetHeader {
     flags: u8,
@@ -209,7 +210,10 @@ mod tests {
         let tx = NETTXF_CSUM_BLANK | NETTXF_DATA_VALIDATED;
         let offload = Offload::from_tx_flags(tx, None);
         assert_eq!(offload, BLANK);
-        assert_eq!(offload.rx_flags(), NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED);
+        assert_eq!(
+            offload.rx_flags(),
+            NETRXF_CSUM_BLANK | NETRXF_DATA_VALIDATED
+        );
         assert_eq!(Offload::from_tx_flags(0, None).rx_flags(), 0);
     }
 
@@ -230,10 +234,7 @@ mod tests {
             ipv6_packet(Protocol::Tcp, &[7; 9000]),
             ipv4_packet(Protocol::Udp, &[7; 9000]),
         ] {
-            assert_eq!(
-                VnetHeader::prepare(&offload, &mut packet),
-                Err(NoTransport)
-            );
+            assert_eq!(VnetHeader::prepare(&offload, &mut packet), Err(NoTransport));
         }
     }
 

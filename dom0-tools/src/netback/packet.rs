@@ -228,7 +228,10 @@ fn word(bytes: &[u8], at: usize) -> Option<u16> {
 fn add(sum: u64, bytes: &[u8]) -> u64 {
     let (words, rest) = bytes.as_chunks::<4>();
     // The sum of big 32-bit words folds to the same as that of 16-bit ones.
-    let whole: u64 = words.iter().map(|w| u64::from(u32::from_be_bytes(*w))).sum();
+    let whole: u64 = words
+        .iter()
+        .map(|w| u64::from(u32::from_be_bytes(*w)))
+        .sum();
     let mut last = [0; 4];
     last[..rest.len()].copy_from_slice(rest);
     sum + whole + u64::from(u32::from_be_bytes(last))
@@ -268,7 +271,11 @@ pub(crate) mod tests {
         let mut packet = vec![2; 12];
         packet.extend(ETH_P_IPV6.to_be_bytes());
         packet.extend([0x60, 0, 0, 0]);
-        packet.extend(u16::try_from(8 + l4.len() + payload.len()).unwrap().to_be_bytes());
+        packet.extend(
+            u16::try_from(8 + l4.len() + payload.len())
+                .unwrap()
+                .to_be_bytes(),
+        );
         packet.extend([0, 64]);
         packet.extend([0xfd; 16]);
         packet.extend([0xfe; 16]);

@@ -32,14 +32,20 @@ const TUN_F_CSUM: c_int = 1;
 const TUN_F_TSO4: c_int = 2;
 const TUN_F_TSO6: c_int = 4;
 
-nix::ioctl_write_ptr_bad!(
-    tun_set_iff,
-    nix::request_code_write!(b'T', 202, size_of::<c_int>()),
-    libc::ifreq
-);
-nix::ioctl_write_int!(tun_set_offload, b'T', 208);
-nix::ioctl_write_ptr!(tun_set_vnet_header_size, b'T', 216, c_int);
-nix::ioctl_write_ptr!(tun_set_carrier, b'T', 226, c_int);
+mod call {
+    //! The requests of `linux/if_tun.h`.
+    #![allow(missing_docs)] // the macros take no comments
+    use std::ffi::c_int;
+
+    nix::ioctl_write_ptr_bad!(
+        set_iff,
+        nix::request_code_write!(b'T', 202, size_of::<c_int>()),
+        libc::ifreq
+    );
+    nix::ioctl_write_int!(set_offload, b'T', 208);
+    nix::ioctl_write_ptr!(set_vnet_header_size, b'T', 216, c_int);
+    nix::ioctl_write_ptr!(set_carrier, b'T', 226, c_int);
+}
 
 /// Why there is no tap device.
 #[derive(Debug, thiserror::Error)]
@@ -159,21 +165,21 @@ impl Tap {
         }
         let bits = u64::try_from(bits).unwrap_or(0);
         // SAFETY: it takes a number and touches no memory of ours.
-        unsafe { tun_set_offload(self.file.as_raw_fd(), bits) }?;
+        unsafe { call::set_offload(self.file.as_raw_fd(), bits) }?;
         Ok(())
     }
 
     fn set_header_size(&self) -> io::Result<()> {
         let size = c_int::try_from(size_of::<VnetHeader>()).unwrap_or(c_int::MAX);
         // SAFETY: it reads the one number, which lives through the call.
-        unsafe { tun_set_vnet_header_size(self.file.as_raw_fd(), &raw const size) }?;
+        unsafe { call::set_vnet_header_size(self.file.as_raw_fd(), &raw const size) }?;
         Ok(())
     }
 
     fn carrier(&self, on: bool) {
         let on = c_int::from(on);
         // SAFETY: it reads the one number, which lives through the call.
-        let done = unsafe { tun_set_carrier(self.file.as_raw_fd(), &raw const on) };
+        let done = unsafe { call::set_carrier(self.file.as_raw_fd(), &raw const on) };
         if let Err(error) = done {
             tracing::debug!(name = self.name, %error, "cannot set the carrier");
         }
@@ -194,17 +200,14 @@ impl Tap {
 
 fn attach(file: &File, name: &str, is_new: bool) -> io::Result<()> {
     let exclusive = if is_new { libc::IFF_TUN_EXCL } else { 0 };
-    let flags = libc::IFF_TAP
-        | libc::IFF_NO_PI
-        | libc::IFF_VNET_HDR
-        | libc::IFF_MULTI_QUEUE
-        | exclusive;
+    let flags =
+        libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | exclusive;
     let mut request = link::request(name)?;
     let flags = u16::try_from(flags).map_err(io::Error::other)?;
     request.ifr_ifru.ifru_flags = i16::from_ne_bytes(flags.to_ne_bytes());
     // SAFETY: it reads and writes the one structure, which lives through the
     // call.
-    unsafe { tun_set_iff(file.as_raw_fd(), &raw const request) }?;
+    unsafe { call::set_iff(file.as_raw_fd(), &raw const request) }?;
     Ok(())
 }
 
@@ -227,10 +230,7 @@ impl Wire for Tap {
     fn receive(&mut self, buf: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
         let mut header = VnetHeader::new_zeroed();
         let header_len = size_of::<VnetHeader>();
-        let mut parts = [
-            IoSliceMut::new(header.as_mut_bytes()),
-            IoSliceMut::new(buf),
-        ];
+        let mut parts = [IoSliceMut::new(header.as_mut_bytes()), IoSliceMut::new(buf)];
         let len = match (&self.file).read_vectored(&mut parts) {
             Ok(len) => len.saturating_sub(header_len),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),

@@ -141,22 +141,48 @@ impl Batch {
         let start = self.pieces.len();
         self.push(&first);
         let chain_is_wrong = self.take_chain(ring, &first, start)?;
-        let head = &self.pieces[start];
-        let is_wrong =
-            chain_is_wrong || usize::from(head.len) < ETH_HLEN || extras.multicast;
-        let pieces = &self.pieces[start..];
+        let head = self.pieces[start];
+        let is_wrong = chain_is_wrong || usize::from(head.len) < ETH_HLEN || extras.multicast;
         if !is_wrong {
             check_page(head.offset, head.len)?;
         }
+        let is_wrong = is_wrong || self.pieces[start..].iter().any(is_reserved);
+        if is_wrong {
+            // Nothing of it is read.
+            self.pieces[start..]
+                .iter_mut()
+                .for_each(|piece| piece.len = 0);
+        }
+        let pieces = &self.pieces[start..];
         self.packets.push(Packet {
             extras: extras.count,
             first: start,
             count: pieces.len(),
             len: pieces.iter().map(|piece| usize::from(piece.len)).sum(),
             offload: Offload::from_tx_flags(first.flags, extras.gso),
-            is_wrong: is_wrong || pieces.iter().any(is_reserved),
+            is_wrong,
         });
         Ok(true)
+    }
+
+    /// The bytes of all packets.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.packets.iter().map(|packet| packet.len).sum()
+    }
+
+    /// Whether there is no packet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.packets.is_empty()
+    }
+
+    /// Notes which pieces were read; a packet that lacks one is wrong.
+    pub fn note_read(&mut self, done: &[bool]) {
+        for packet in &mut self.packets {
+            let done = done.get(packet.first..packet.first + packet.count);
+            packet.is_wrong |= !done.is_some_and(|done| done.iter().all(|done| *done));
+        }
     }
 
     /// Takes the slots behind the first; whether they make no packet. The
@@ -200,7 +226,11 @@ impl Batch {
 
     /// Answers the packet: all its slots, in their order.
     pub fn respond<M: SharedMemory>(&self, ring: &mut BackRing<M>, packet: &Packet, is_ok: bool) {
-        let status = if is_ok { NETIF_RSP_OKAY } else { NETIF_RSP_ERROR };
+        let status = if is_ok {
+            NETIF_RSP_OKAY
+        } else {
+            NETIF_RSP_ERROR
+        };
         let ids = &self.ids[packet.first..packet.first + packet.count];
         for (n, id) in ids.iter().enumerate() {
             ring.respond(&NetifTxResponse { id: *id, status });

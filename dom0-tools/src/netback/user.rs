@@ -198,6 +198,8 @@ impl Wire for UserNet {
     }
 
     fn wants_to_write(&self) -> bool {
-        self.link.as_ref().is_some_and(|link| link.outgoing.is_busy())
+        self.link
+            .as_ref()
+            .is_some_and(|link| link.outgoing.is_busy())
     }
 }
