@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use domus_privcmd::client::{Client, ClientError, CopyData, GrantCopy, GrantMapping};
+use domus_privcmd::client::{AccessError, Client, ClientError, CopyData, GrantCopy, GrantMapping};
 use guest_abi::addr::DomId;
 
 /// A part of a granted page.
@@ -18,6 +18,17 @@ pub struct Piece {
     pub offset: u16,
     /// How many.
     pub len: u16,
+}
+
+/// Why a batch failed as a whole.
+#[derive(Debug, thiserror::Error)]
+pub enum GrantsError {
+    /// The hypervisor can't be reached.
+    #[error(transparent)]
+    Hypervisor(#[from] ClientError),
+    /// A piece is not within a page.
+    #[error(transparent)]
+    Access(#[from] AccessError),
 }
 
 /// Access to a guest's granted pages.
@@ -32,7 +43,7 @@ pub trait Grants: Send {
         pieces: &[Piece],
         into: &mut [u8],
         done: &mut Vec<bool>,
-    ) -> Result<(), ClientError>;
+    ) -> Result<(), GrantsError>;
 
     /// Copies bytes, one piece behind the other, out of `from`.
     ///
@@ -43,7 +54,7 @@ pub trait Grants: Send {
         pieces: &[Piece],
         from: &[u8],
         done: &mut Vec<bool>,
-    ) -> Result<(), ClientError>;
+    ) -> Result<(), GrantsError>;
 }
 
 /// Pages of a domain, through the hypervisor.
@@ -111,7 +122,7 @@ impl Grants for GuestPages {
         pieces: &[Piece],
         into: &mut [u8],
         done: &mut Vec<bool>,
-    ) -> Result<(), ClientError> {
+    ) -> Result<(), GrantsError> {
         if let Some(mapping) = self.map(pieces, false)? {
             done.clear();
             done.resize(pieces.len(), true);
@@ -142,7 +153,7 @@ impl Grants for GuestPages {
         pieces: &[Piece],
         from: &[u8],
         done: &mut Vec<bool>,
-    ) -> Result<(), ClientError> {
+    ) -> Result<(), GrantsError> {
         if let Some(mapping) = self.map(pieces, true)? {
             done.clear();
             done.resize(pieces.len(), true);

@@ -14,12 +14,11 @@
 
 use std::time::{Duration, Instant};
 
-use domus_privcmd::client::ClientError;
 use tracing::debug;
 
 use super::{
     credit::Credit,
-    grants::Grants,
+    grants::{Grants, GrantsError},
     offload::Offload,
     rx::{self, slots_for},
     tx::{self, TxError},
@@ -50,9 +49,9 @@ pub enum QueueError {
     /// The front end broke the receive ring's rules.
     #[error("the front end broke the receive ring: {0}")]
     Rx(#[from] RingError),
-    /// The hypervisor.
+    /// The guest's pages.
     #[error(transparent)]
-    Hypervisor(#[from] ClientError),
+    Grants(#[from] GrantsError),
     /// The host's side.
     #[error("the host's side of the interface is gone: {0}")]
     Wire(std::io::Error),

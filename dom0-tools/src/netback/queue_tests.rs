@@ -15,7 +15,7 @@ use guest_abi::netif::{
 use super::*;
 use crate::{
     backend::{PlainMemory, testing::FrontRing},
-    netback::grants::Piece,
+    netback::grants::{GrantsError, Piece},
 };
 
 /// The guest's pages by grant; a page that is missing is not granted.
@@ -28,7 +28,7 @@ impl Grants for Pages {
         pieces: &[Piece],
         into: &mut [u8],
         done: &mut Vec<bool>,
-    ) -> Result<(), ClientError> {
+    ) -> Result<(), GrantsError> {
         done.clear();
         let mut at = 0;
         for piece in pieces {
@@ -50,7 +50,7 @@ impl Grants for Pages {
         pieces: &[Piece],
         from: &[u8],
         done: &mut Vec<bool>,
-    ) -> Result<(), ClientError> {
+    ) -> Result<(), GrantsError> {
         done.clear();
         let mut at = 0;
         for piece in pieces {

@@ -144,6 +144,18 @@ impl Tap {
         Ok(tap)
     }
 
+    /// The same queue once more.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self {
+            file: self.file.try_clone()?,
+            name: self.name.clone(),
+            takes: self.takes,
+        })
+    }
+
     /// The interface's name.
     #[must_use]
     pub fn name(&self) -> &str {

@@ -21,12 +21,14 @@ use std::{
     },
     path::PathBuf,
     process::{Child, Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
 use tracing::{info, warn};
 
 use super::{
+    child::{self, Listener},
     frames::{Incoming, Outgoing},
     offload::Offload,
     wire::{Sent, Wire},
@@ -37,6 +39,9 @@ const PROGRAM: &str = "passt";
 /// Between two starts.
 pub const PAUSE: Duration = Duration::from_secs(1);
 
+/// How long the program is watched when it starts.
+const STARTING: Duration = Duration::from_millis(250);
+
 /// Why there is no user-mode network.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
@@ -46,6 +51,14 @@ pub enum UserError {
          `apt install passt`), or set DOMUS_PASST to its path"
     )]
     Missing,
+    /// It ended at once.
+    #[error("{} ended at once{}{why}", program.display(), if why.is_empty() { "" } else { ": " })]
+    Ended {
+        /// The program.
+        program: PathBuf,
+        /// What it said last.
+        why: String,
+    },
     /// It could not be started.
     #[error("cannot start {}: {source}", program.display())]
     Start {
@@ -67,6 +80,7 @@ pub struct UserNet {
 #[derive(Debug)]
 struct Link {
     child: Child,
+    listener: Listener,
     stream: UnixStream,
     incoming: Incoming,
     outgoing: Outgoing,
@@ -79,12 +93,33 @@ impl UserNet {
     /// See [`UserError`].
     pub fn start() -> Result<Self, UserError> {
         let program = find().ok_or(UserError::Missing)?;
-        let link = Link::start(&program)?;
-        Ok(Self {
+        let mut net = Self {
+            link: Some(Link::start(&program)?),
             program,
-            link: Some(link),
             started: Instant::now(),
-        })
+        };
+        net.watch_over_start()?;
+        Ok(net)
+    }
+
+    /// Waits for a moment: what is set up wrong ends the program at once.
+    fn watch_over_start(&mut self) -> Result<(), UserError> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        while self.started.elapsed() < STARTING {
+            if matches!(link.child.try_wait(), Ok(Some(_))) {
+                while !link.listener.is_done() && self.started.elapsed() < 2 * STARTING {
+                    thread::sleep(Duration::from_millis(5));
+                }
+                return Err(UserError::Ended {
+                    program: self.program.clone(),
+                    why: link.listener.last_words().unwrap_or_default(),
+                });
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
     }
 
     /// The program's process.
@@ -145,7 +180,8 @@ impl Link {
         command
             .args(["--foreground", "--quiet", "--fd", &fd.to_string()])
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         // SAFETY: between fork and exec it makes one system call, with a
         // descriptor that is open.
         unsafe {
@@ -155,10 +191,17 @@ impl Link {
                 Ok(())
             });
         }
-        let child = command.spawn().map_err(failed)?;
+        let mut child = child::with_clean_signals(&mut command)
+            .spawn()
+            .map_err(failed)?;
+        let stderr = child
+            .stderr
+            .take()
+            .ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
         info!(pid = child.id(), program = %program.display(), "user-mode network started");
         Ok(Self {
             child,
+            listener: Listener::start(PROGRAM, stderr),
             stream: ours,
             incoming: Incoming::default(),
             outgoing: Outgoing::default(),
@@ -186,11 +229,15 @@ impl Wire for UserNet {
     }
 
     fn receive(&mut self, buf: &mut [u8]) -> io::Result<Option<(usize, Offload)>> {
-        let len = self.with_link(None, |link| {
-            link.outgoing.flush(&mut &link.stream)?;
-            link.incoming.receive(&mut &link.stream, buf)
-        })?;
+        let len = self.with_link(None, |link| link.incoming.receive(&mut &link.stream, buf))?;
         Ok(len.map(|len| (len, Offload::default())))
+    }
+
+    fn flush(&mut self) {
+        if self.wants_to_write() {
+            // What goes wrong is dealt with in there.
+            let _ = self.with_link((), |link| link.outgoing.flush(&mut &link.stream));
+        }
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {

@@ -42,6 +42,9 @@ pub trait Wire: Send {
         false
     }
 
+    /// Sends on what was taken and could not be sent at once.
+    fn flush(&mut self) {}
+
     /// Tells the host whether the guest takes packets.
     fn set_carrier(&mut self, _on: bool) {}
 }
@@ -58,6 +61,9 @@ impl<W: Wire + ?Sized> Wire for Box<W> {
     }
     fn wants_to_write(&self) -> bool {
         (**self).wants_to_write()
+    }
+    fn flush(&mut self) {
+        (**self).flush();
     }
     fn set_carrier(&mut self, on: bool) {
         (**self).set_carrier(on);
