@@ -262,7 +262,7 @@ fn a_storm_of_packets_goes_through_in_bounded_batches() {
     for round in 0..40_u16 {
         for id in 0..15 {
             let part = vec![u8::try_from(round).unwrap(); 4000];
-            let parts = vec![&part[..]; if id % 2 == 0 { 16 } else { 17 - 1 }];
+            let parts = vec![&part[..]; 16];
             bench.send(id * 16, &parts);
         }
         let mut turns = 0;
