@@ -77,7 +77,7 @@ fn only_one(domain: u16) -> Result<PidFile, PidFileError> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         match PidFile::acquire(&path) {
-            Err(PidFileError::Running { .. }) if Instant::now() < deadline => {
+            Err(PidFileError::Held { .. }) if Instant::now() < deadline => {
                 sleep(Duration::from_millis(20));
             }
             other => return other,
