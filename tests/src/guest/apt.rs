@@ -27,15 +27,15 @@ impl Apt {
         Self { dir }
     }
 
-    /// The package with the kernel in it: the one itself, or what a
+    /// The package whose name begins with `prefix`: the one itself, or what a
     /// metapackage depends on.
-    pub fn resolve(&self, package: &str) -> Result<String, PrepareError> {
+    pub fn resolve(&self, package: &str, prefix: &str) -> Result<String, PrepareError> {
         self.with_either(|lists| {
             let depends = self.run("apt-cache", lists, &["depends", "--important", package])?;
             let concrete = depends
                 .lines()
                 .filter_map(|line| line.trim().strip_prefix("Depends: "))
-                .find(|name| name.starts_with("linux-image-"));
+                .find(|name| name.starts_with(prefix));
             Ok(concrete.unwrap_or(package).to_owned())
         })
     }

@@ -11,6 +11,7 @@
 mod apt;
 pub mod cpio;
 pub mod initramfs;
+mod xen;
 
 use std::{
     env, fs, io,
@@ -23,6 +24,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use apt::Apt;
 pub use initramfs::{PROMPT, READY};
+pub use xen::xen;
 
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
 const BUSYBOX_PACKAGE: &str = "busybox-static";
@@ -115,7 +117,7 @@ fn kernel(dir: &Path, apt: &Apt) -> Result<PathBuf, PrepareError> {
     if let Some(image) = find(&at.join("boot"), "vmlinuz-") {
         return Ok(image);
     }
-    let package = apt.resolve(&wanted)?;
+    let package = apt.resolve(&wanted, "linux-image-")?;
     let part = dir.join(format!("{wanted}.part"));
     apt.unpack(&package, "./boot/vmlinuz-*", &part)?;
     let image = find(&part.join("boot"), "vmlinuz-").ok_or(PrepareError::Missing {

@@ -22,7 +22,7 @@ mod wait;
 
 pub use domain::{Config, Guest};
 pub use installation::{Installation, Said};
-pub use outcome::{domains_can_run, engine_is_soft, kvm_is_usable};
+pub use outcome::{domains_can_run, engine_is_soft, is_installed, kvm_is_usable};
 pub use processes::{Footprint, Process};
 pub use programs::Programs;
 pub use terminal::Terminal;

@@ -54,6 +54,25 @@ pub fn kvm_is_usable() -> bool {
     }
 }
 
+/// Whether a program is installed. Says `SKIP` with the test's name when not.
+///
+/// # Panics
+/// When it should be: where tests are required to run (`DOMUS_REQUIRE_KVM=1`).
+#[must_use]
+pub fn is_installed(program: &str, package: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    if env::split_paths(&path).any(|dir| dir.join(program).is_file()) {
+        return true;
+    }
+    let why = format!("{program} is missing (apt install {package})");
+    assert!(
+        !kvm_is_required(),
+        "{why}: a test that can't run has not passed"
+    );
+    skip(&why);
+    false
+}
+
 fn may_be_missing(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::NotFound && !kvm_is_required()
 }

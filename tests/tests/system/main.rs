@@ -4,5 +4,6 @@ mod bad_input;
 mod boot;
 mod kernels;
 mod leaks;
+mod real_xen;
 mod services;
 mod trace;
