@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod background;
 pub mod bootloader;
+pub mod blkback;
 pub mod builder;
 pub mod config;
 pub mod console;

@@ -150,6 +150,8 @@ impl<D: Driver> Service<D> {
             true => ServiceError::NoDomain(dom),
             false => error.into(),
         })?;
+        // From here on a mistake of this process can't reach another guest.
+        client.restrict(dom)?;
         let event = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?;
         let mut service = Self {
             hypervisor: client.hang_up_fd()?,

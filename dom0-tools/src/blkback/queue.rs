@@ -1,0 +1,414 @@
+//! One ring at work: requests in, jobs to the engine, responses out in order.
+//!
+//! ```text
+//!   take -> understand -> map pages -> throttle -> engine -> answer -> respond
+//!           (request)     (pages)      (disk)                (slot)    (in order)
+//! ```
+//!
+//! **Notifications.** While jobs run, the ring is looked at again after each
+//! completion, and at least every [`GLANCE`]; so no event is asked for, and a
+//! busy guest does not trap to send one. Only when nothing runs and a short
+//! look-out brought nothing, the ring asks for an event. In the other
+//! direction one notification tells of all responses of a round.
+
+use std::{
+    collections::VecDeque,
+    os::fd::BorrowedFd,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
+
+use guest_abi::blkif::{
+    BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_ERROR, BLKIF_RSP_OKAY, BlkifRequest, BlkifRequestSegment,
+    BlkifResponse,
+};
+use nix::libc::iovec;
+use tracing::warn;
+use zerocopy::FromBytes;
+
+use super::{
+    engine::{Action, Done, Engine, Job},
+    pages::{Page, Pages},
+    request::{Request, SEGMENTS_PER_PAGE, Transfer, Work},
+    source::Disk,
+};
+use crate::backend::{BackRing, RingError, SharedMemory, Stop};
+
+/// While jobs run, the ring is looked at this often at least.
+const GLANCE: Duration = Duration::from_micros(500);
+/// After the last response the ring is watched so long before it sleeps.
+const LOOK_OUT: Duration = Duration::from_micros(50);
+/// A disk that fails shall not fill the log.
+const WARN_EVERY: Duration = Duration::from_secs(5);
+
+/// The guest's bell.
+pub trait Bell: Send {
+    /// Notifies the guest.
+    fn notify(&self);
+    /// Forgets its notifications.
+    fn clear(&self);
+    /// Readable when it has notified us.
+    fn fd(&self) -> BorrowedFd<'_>;
+}
+
+impl Bell for crate::backend::Port {
+    fn notify(&self) {
+        self.notify();
+    }
+    fn clear(&self) {
+        self.clear();
+    }
+    fn fd(&self) -> BorrowedFd<'_> {
+        std::os::fd::AsFd::as_fd(self)
+    }
+}
+
+/// Why a queue ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum QueueError {
+    /// The front end's ring.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// Waiting for I/O.
+    #[error("waiting for I/O: {0}")]
+    Engine(#[from] std::io::Error),
+}
+
+/// A ring and all that serves it.
+pub struct Queue {
+    /// The ring.
+    pub ring: BackRing<Arc<dyn SharedMemory>>,
+    /// Its port.
+    pub bell: Box<dyn Bell>,
+    /// The guest's pages.
+    pub pages: Pages,
+    /// Who does the I/O.
+    pub engine: Box<dyn Engine>,
+    /// The disk.
+    pub disk: Arc<Disk>,
+    state: State,
+}
+
+#[derive(Default)]
+struct State {
+    /// Requests taken and not answered, the oldest first.
+    slots: VecDeque<Slot>,
+    /// The tag of the first of them.
+    first: u64,
+    /// Jobs with the engine.
+    running: usize,
+    /// Taken, but not begun: it has to wait for its turn.
+    held: Option<Transfer>,
+    /// A barrier runs: nothing else may begin.
+    barrier: bool,
+    warned: Option<Instant>,
+}
+
+struct Slot {
+    id: u64,
+    operation: u8,
+    /// Of a barrier: the flush is still to come.
+    then_flush: bool,
+    status: Option<i16>,
+}
+
+impl Queue {
+    /// A queue at rest.
+    pub fn new(
+        ring: BackRing<Arc<dyn SharedMemory>>,
+        bell: Box<dyn Bell>,
+        pages: Pages,
+        engine: Box<dyn Engine>,
+        disk: Arc<Disk>,
+    ) -> Self {
+        Self {
+            ring,
+            bell,
+            pages,
+            engine,
+            disk,
+            state: State::default(),
+        }
+    }
+
+    /// Serves until it has to stop; then what was begun is finished and
+    /// answered.
+    ///
+    /// # Errors
+    /// See [`QueueError`].
+    pub fn run(mut self, stop: &Stop) -> Result<(), QueueError> {
+        let mut idle_since = None;
+        // Whoever served the ring before may have been killed before it
+        // notified the guest of its last responses.
+        self.bell.notify();
+        loop {
+            let stopping = stop.is_wanted();
+            let (progress, pause) = self.round(stopping)?;
+            if stopping && self.state.running == 0 {
+                return Ok(());
+            }
+            if progress {
+                idle_since = None;
+                continue;
+            }
+            let timeout = if self.state.running > 0 {
+                Some(pause.unwrap_or(GLANCE).min(GLANCE))
+            } else if pause.is_some() {
+                pause
+            } else {
+                if idle_since.get_or_insert_with(Instant::now).elapsed() < LOOK_OUT {
+                    std::thread::yield_now();
+                    continue;
+                }
+                if self.ring.final_check()? {
+                    continue;
+                }
+                None
+            };
+            let fds = [self.bell.fd(), std::os::fd::AsFd::as_fd(stop)];
+            self.engine.wait(fds, timeout)?;
+            self.bell.clear();
+        }
+    }
+
+    /// Takes, begins, finishes and answers what there is; whether there was
+    /// anything, and how long the rate limits want to wait.
+    pub fn round(&mut self, stopping: bool) -> Result<(bool, Option<Duration>), QueueError> {
+        let mut progress = false;
+        let mut pause = None;
+        while let Some(done) = self.engine.done() {
+            self.finish(done);
+            progress = true;
+        }
+        if !stopping {
+            while pause.is_none() && !self.state.barrier {
+                let Some(begun) = self.next()? else { break };
+                pause = begun.err();
+                progress |= begun.is_ok();
+            }
+        }
+        if self.respond() {
+            self.bell.notify();
+        }
+        Ok((progress, pause))
+    }
+
+    /// Begins the next request, or says how long it has to wait; `None` if
+    /// there is none, or a barrier waits for those before it.
+    #[allow(clippy::type_complexity)]
+    fn next(&mut self) -> Result<Option<Result<(), Duration>>, QueueError> {
+        if let Some(transfer) = self.state.held.take() {
+            return Ok(self.begin_transfer(transfer));
+        }
+        let Some(slot) = self.ring.take::<BlkifRequest>()? else {
+            return Ok(None);
+        };
+        let request = Request::of(&slot, &self.disk.rules);
+        self.state.slots.push_back(Slot {
+            id: request.id,
+            operation: request.operation,
+            then_flush: false,
+            status: None,
+        });
+        let work = request.work.and_then(|work| self.resolve(work));
+        Ok(match work {
+            Err(status) => {
+                self.last_slot().status = Some(status);
+                Some(Ok(()))
+            }
+            Ok(Work::Flush) => {
+                self.submit(Action::Flush, 0, Vec::new(), Vec::new());
+                Some(Ok(()))
+            }
+            Ok(Work::Discard { offset, len }) => {
+                self.submit(Action::Discard(len), offset, Vec::new(), Vec::new());
+                Some(Ok(()))
+            }
+            Ok(Work::Transfer(transfer)) => self.begin_transfer(transfer),
+            Ok(Work::Indirect { .. }) => unreachable!("resolved above"),
+        })
+    }
+
+    /// Reads an indirect request's list, once.
+    fn resolve(&mut self, work: Work) -> Result<Work, i16> {
+        let Work::Indirect {
+            transfer,
+            count,
+            pages,
+        } = work
+        else {
+            return Ok(work);
+        };
+        let pages = self.map(&pages, false)?;
+        let mut list = Vec::with_capacity(count);
+        for (page, start) in pages.iter().zip((0..count).step_by(SEGMENTS_PER_PAGE)) {
+            let len = (count - start).min(SEGMENTS_PER_PAGE);
+            let mut bytes = vec![0; len * size_of::<BlkifRequestSegment>()];
+            page.read(0, &mut bytes);
+            let parts = bytes.chunks_exact(size_of::<BlkifRequestSegment>());
+            list.extend(parts.map(|part| {
+                BlkifRequestSegment::read_from_bytes(part).expect("as long as a segment")
+            }));
+        }
+        let transfer = transfer.with_segments(&list, &self.disk.rules)?;
+        Ok(Work::Transfer(transfer))
+    }
+
+    fn begin_transfer(&mut self, transfer: Transfer) -> Option<Result<(), Duration>> {
+        if transfer.barrier && self.state.running > 0 {
+            self.state.held = Some(transfer);
+            return None;
+        }
+        let admitted = {
+            let throttle = &self.disk.throttle;
+            let mut throttle = throttle.lock().unwrap_or_else(PoisonError::into_inner);
+            throttle.admit(transfer.len(), Instant::now())
+        };
+        if let Err(wait) = admitted {
+            self.state.held = Some(transfer);
+            return Some(Err(wait));
+        }
+        let refs: Vec<u32> = transfer.segments.iter().map(|part| part.gref).collect();
+        // Data of a write only flow out of the pages.
+        let pages = match refs.is_empty() {
+            true => Ok(Vec::new()),
+            false => self.map(&refs, !transfer.write),
+        };
+        match pages {
+            Err(status) => self.last_slot().status = Some(status),
+            Ok(pages) => {
+                self.state.barrier = transfer.barrier;
+                self.last_slot().then_flush = transfer.barrier;
+                let parts = parts(&transfer, &pages);
+                let action = match (parts.is_empty(), transfer.write) {
+                    (true, _) => Action::Flush,
+                    (false, true) => Action::Write,
+                    (false, false) => Action::Read,
+                };
+                self.submit(action, transfer.offset, parts, pages);
+            }
+        }
+        Some(Ok(()))
+    }
+
+    fn map(&mut self, refs: &[u32], write: bool) -> Result<Vec<Page>, i16> {
+        self.pages.get(refs, write).map_err(|error| {
+            self.warn(&error);
+            BLKIF_RSP_ERROR
+        })
+    }
+
+    /// Hands the newest request to the engine.
+    fn submit(&mut self, action: Action, offset: u64, parts: Vec<iovec>, pages: Vec<Page>) {
+        let tag = self.state.first + self.state.slots.len() as u64 - 1;
+        if self.disk.source.is_none() {
+            self.last_slot().status = Some(BLKIF_RSP_ERROR);
+            self.state.barrier = false;
+            return;
+        }
+        self.state.running += 1;
+        self.engine.submit(Job {
+            tag,
+            action,
+            offset,
+            parts,
+            pages,
+        });
+    }
+
+    fn last_slot(&mut self) -> &mut Slot {
+        self.state.slots.back_mut().expect("a request was taken")
+    }
+
+    /// A job has ended. Its pages are let go here, before the response.
+    fn finish(&mut self, done: Done) {
+        self.state.running -= 1;
+        let index = done.job.tag - self.state.first;
+        let index = usize::try_from(index).unwrap_or(usize::MAX);
+        let slot = &mut self.state.slots[index];
+        if done.result.is_ok() && slot.then_flush && done.job.action != Action::Flush {
+            slot.then_flush = false;
+            let tag = done.job.tag;
+            self.state.running += 1;
+            self.engine.submit(Job {
+                tag,
+                action: Action::Flush,
+                offset: 0,
+                parts: Vec::new(),
+                pages: Vec::new(),
+            });
+            return;
+        }
+        slot.status = Some(status_of(&done));
+        // Only the barrier itself runs while there is one.
+        self.state.barrier = false;
+        if let Err(error) = &done.result {
+            self.warn(error);
+        }
+    }
+
+    /// Answers the oldest requests that are done; whether the guest wants to
+    /// be told.
+    fn respond(&mut self) -> bool {
+        let state = &mut self.state;
+        while let Some(status) = state.slots.front().and_then(|slot| slot.status) {
+            if let Some(slot) = state.slots.pop_front() {
+                state.first += 1;
+                self.ring.respond(&BlkifResponse {
+                    id: slot.id,
+                    operation: slot.operation,
+                    status,
+                    ..Default::default()
+                });
+            }
+        }
+        self.ring.push()
+    }
+
+    fn warn(&mut self, error: &dyn std::fmt::Display) {
+        let now = Instant::now();
+        let due = |last: Instant| now.duration_since(last) >= WARN_EVERY;
+        if self.state.warned.is_none_or(due) {
+            self.state.warned = Some(now);
+            let queue = std::thread::current().name().unwrap_or("").to_owned();
+            warn!(queue, %error, "a request failed");
+        }
+    }
+}
+
+fn status_of(done: &Done) -> i16 {
+    match &done.result {
+        Ok(()) => BLKIF_RSP_OKAY,
+        Err(error) if matches!(done.job.action, Action::Discard(_)) => {
+            let unsupported = error.kind() == std::io::ErrorKind::Unsupported
+                || error.raw_os_error() == Some(nix::libc::EOPNOTSUPP);
+            if unsupported {
+                BLKIF_RSP_EOPNOTSUPP
+            } else {
+                BLKIF_RSP_ERROR
+            }
+        }
+        Err(_) => BLKIF_RSP_ERROR,
+    }
+}
+
+/// The transfer's memory; neighbours are put together.
+fn parts(transfer: &Transfer, pages: &[Page]) -> Vec<iovec> {
+    let mut parts: Vec<iovec> = Vec::with_capacity(pages.len());
+    for (segment, page) in transfer.segments.iter().zip(pages) {
+        let start = page.part(segment.offset, segment.len);
+        match parts.last_mut() {
+            Some(last) if last.iov_base.addr() + last.iov_len == start.addr() => {
+                last.iov_len += segment.len;
+            }
+            _ => parts.push(iovec {
+                iov_base: start.cast(),
+                iov_len: segment.len,
+            }),
+        }
+    }
+    parts
+}
+
+#[cfg(test)]
+mod tests;
