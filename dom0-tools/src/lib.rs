@@ -2,8 +2,8 @@
 
 pub mod backend;
 pub mod background;
-pub mod bootloader;
 pub mod blkback;
+pub mod bootloader;
 pub mod builder;
 pub mod config;
 pub mod console;
