@@ -530,32 +530,59 @@ fn another_cd_is_put_in() {
             ("mode", "r"),
         ],
     );
+    connect_front(&mut store, "vbd", 1, "5632");
     let cd = image(&installation, "cd.iso");
     installation.xm(&["cd-insert", "web1", "hdc", &cd]).ok();
+    // The drive stays while its medium changes.
     has(
         &mut store,
         &drive,
-        &[("params", &format!("raw:{cd}")), ("state", "2")],
+        &[("params", &format!("raw:{cd}")), ("state", "4")],
     );
     installation.xm(&["cd-eject", "web1", "hdc"]).ok();
-    has(&mut store, &drive, &[("params", "")]);
+    has(&mut store, &drive, &[("params", ""), ("state", "4")]);
     let other = image(&installation, "other.iso");
-    installation
-        .xm(&[
-            "block-configure",
-            "web1",
-            &format!("file:{other}"),
-            "hdc:cdrom",
-            "r",
-        ])
-        .ok();
+    let target = format!("file:{other}");
+    let configure = ["block-configure", "web1", &target, "hdc:cdrom", "r"];
+    installation.xm(&configure).ok();
     has(&mut store, &drive, &[("params", &format!("raw:{other}"))]);
 
     // One that can't be had leaves the one that is there.
     let missing = installation.path("missing.iso");
-    let said = installation.xm(&["block-configure", "web1", &missing, "raw", "hdc", "r"]);
-    assert!(said.err.contains("missing.iso"), "{}", said.err);
+    let said = installation.xm(&["block-configure", "web1", &missing, "raw", "hdc:cdrom", "r"]);
+    assert!(said.err.contains("missing.iso. Make it"), "{}", said.err);
     has(&mut store, &drive, &[("params", &format!("raw:{other}"))]);
+    // One that the back end can't read leaves the drive empty, and says so.
+    fs::write(installation.run_dir().join("refuse-medium"), "scratched").expect("write");
+    let said = installation.xm(&["cd-insert", "web1", "hdc", &cd]);
+    assert_eq!(said.err, "Error: disk hdc: scratched\n");
+    has(&mut store, &drive, &[("params", "")]);
+    let json = installation.xm(&["list", "-l", "web1"]).ok();
+    let json: serde_json::Value = serde_json::from_str(&json).expect("JSON");
+    assert!(json[0]["config"]["disks"][0]["pdev_path"].is_null());
+    installation.xm(&["destroy", "web1"]).ok();
+    nothing_left(&installation);
+}
+
+#[test]
+fn a_disk_gets_another_mode() {
+    let installation = Installation::with_back_ends();
+    let image = create(&installation, "");
+    let mut store = installation.store();
+    let disk = back("vbd", 1, XVDA);
+    let target = format!("phy:{image}");
+    let configure = ["block-configure", "web1", &target, "xvda", "r"];
+    installation.xm(&configure).ok();
+    has(&mut store, &disk, &[("mode", "r"), ("state", "2")]);
+    // What can't be had costs nothing that is there.
+    let missing = format!("phy:{}", installation.path("missing"));
+    let said = installation.xm(&["block-configure", "web1", &missing, "xvda", "r"]);
+    assert!(said.err.contains("Make it"), "{}", said.err);
+    has(&mut store, &disk, &[("mode", "r"), ("state", "2")]);
+    let said = installation.xm(&["block-configure", "web1", &target, "xvdb", "r"]);
+    assert!(said.err.contains("has no disk 51728"), "{}", said.err);
+    let said = installation.xm(&["cd-eject", "web1", "xvda"]);
+    assert!(said.err.contains("is no CD drive"), "{}", said.err);
     installation.xm(&["destroy", "web1"]).ok();
     nothing_left(&installation);
 }

@@ -108,8 +108,8 @@ fn detach(host: &mut Host, domain: &Domain, vdev: &Vdev, force: bool) -> Result<
 /// Change block device configuration.
 #[derive(Debug, Parser)]
 #[command(
-    after_help = "Gives a disk that the domain has another image or mode: another CD in the drive, say. The guest sees the
-disk go and come back, so it must not be in use.
+    after_help = "Gives a disk that the domain has another image, mode or limit. A CD drive stays and gets another CD.
+Any other disk goes and comes back in the guest's eyes, so it must not be in use.
 
 Examples:
   xm block-configure web1 file:/srv/cd2.iso hdc:cdrom r
@@ -132,11 +132,15 @@ impl Subcommand for BlockConfigure {
     }
 }
 
-/// A guest's disk goes, and `new` comes in its place.
+/// `new` comes in the place of a guest's disk of the same number.
 fn replace(host: &mut Host, domain: &Domain, new: &Disk) -> Result<(), XmError> {
     // What can be known to be wrong is known before the old one goes.
     images::check(new).map_err(LifeError::Image)?;
     let old = recorded(domain, new.vdev.number)?;
+    if old.cdrom && new.cdrom {
+        warn(hotplug::change_medium(host, domain, new)?);
+        return Ok(());
+    }
     detach(host, domain, &new.vdev, false)?;
     match hotplug::attach_disk(host, domain, new) {
         Ok(warning) => {

@@ -14,7 +14,7 @@ use super::{
     devices::{
         Device, Kind,
         detach::{self, Outcome},
-        images, nodes, patience, process,
+        images, medium, nodes, patience, process,
         sharing::{self, Claims},
         wait::{self, Awaited},
     },
@@ -207,6 +207,50 @@ pub fn attach_disk(
             .transaction(|t| nodes::publish_disk(t, domain.id(), disk))?;
     }
     wait_or_take_back(host, domain, &device, disk_label(disk))?;
+    Ok(warning)
+}
+
+/// Puts another medium, or none, into a drive that a running domain has.
+///
+/// # Errors
+/// See [`LifeError`]. A medium that can't be had leaves the one that is there;
+/// one that the back end refuses leaves the drive empty.
+pub fn change_medium(
+    host: &mut Host,
+    domain: &Domain,
+    new: &Disk,
+) -> Result<Option<String>, LifeError> {
+    let warning = images::check(new)?;
+    let device = disk_device(domain.id(), new);
+    let attention = medium::listen(&mut host.store, &device)?;
+    {
+        let _lock = sharing::lock()?;
+        let mut record = record_of(domain)?;
+        look(host, &domain.name, std::slice::from_ref(new))?;
+        let disks = &mut record.config.disks;
+        let Some(drive) = disks.iter_mut().find(|d| d.vdev.number == device.id) else {
+            return Err(missing(domain, Kind::Vbd, disk_label(new)).into());
+        };
+        *drive = new.clone();
+        record.save().map_err(LifeError::Record)?;
+        host.store
+            .transaction(|t| medium::publish(t, &device, new))?;
+    }
+    let taken = medium::wait(
+        &mut host.store,
+        &attention,
+        &domain.name,
+        disk_label(new),
+        patience(),
+    );
+    if taken.is_err() && new.target.is_some() {
+        let empty = Disk {
+            target: None,
+            ..new.clone()
+        };
+        change_medium(host, domain, &empty)?;
+    }
+    taken?;
     Ok(warning)
 }
 

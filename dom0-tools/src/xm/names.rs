@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{
     Session, columns,
+    devices::sharing,
     error::XmError,
     host::Host,
     life::{self, LifeError},
@@ -106,6 +107,8 @@ impl Subcommand for Rename {
         let mut host = Host::connect()?;
         let domain = host.find_guest(&self.domain, "rename")?;
         let (dom, uuid) = (domain.id(), domain.info.uuid);
+        // The record is somebody else's to change meanwhile.
+        let _lock = sharing::lock().map_err(LifeError::Sharing)?;
         let Host { hypervisor, store } = &mut host;
         let lives = |other| life::lives(hypervisor, other);
         nodes::rename(store, dom, uuid, name.as_str(), lives).map_err(LifeError::Name)?;

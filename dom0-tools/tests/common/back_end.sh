@@ -15,7 +15,20 @@ front=/local/domain/$dom/device/$kind
 get() { "$bin/xenstore" read "$1" 2>/dev/null; }
 put() { "$bin/xenstore" write "$1" "$2"; }
 
+# A medium that is there is told of by its size.
+look() {
+    params=$(get "$back/$1/params")
+    if [ "$params" != "$(get "$back/$1/taken")" ]; then
+        if [ -e "$DOMUS_RUN_DIR/refuse-medium" ] && [ -n "$params" ]; then
+            put "$back/$1/hotplug-error" "$(cat "$DOMUS_RUN_DIR/refuse-medium")"
+        fi
+        put "$back/$1/taken" "$params"
+        put "$back/$1/sectors" 8
+    fi
+}
+
 step() {
+    look "$1"
     case $(get "$back/$1/state"):$(get "$front/$1/state") in
     1:*)
         if [ -e "$DOMUS_RUN_DIR/refuse-$kind" ]; then

@@ -19,7 +19,10 @@ use std::{
 
 use guest_abi::{addr::DomId, xenbus::XenbusState};
 
-use super::{Device, Kind, nodes, process::BackEnd};
+use super::{
+    Device, Kind, nodes,
+    process::{self, BackEnd},
+};
 use crate::xenstore::client::{Client, Error, Nodes};
 
 const BETWEEN_LOOKS: Duration = Duration::from_millis(30);
@@ -134,6 +137,7 @@ pub fn release(store: &mut Client, dom: DomId) -> Result<(), Error> {
         thread::sleep(BETWEEN_LOOKS);
     }
     back_ends.iter_mut().for_each(BackEnd::stop);
+    process::forget(dom);
     store.transaction(|t| nodes::remove_back_halves(t, dom))
 }
 

@@ -20,6 +20,7 @@
 pub mod describe;
 pub mod detach;
 pub mod images;
+pub mod medium;
 pub mod nodes;
 pub mod process;
 pub mod sharing;
@@ -34,7 +35,7 @@ use crate::xenstore::client::{Error, Nodes};
 
 /// How long a half of a device may take, unless `DOMUS_DEVICE_TIMEOUT` says
 /// otherwise in seconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What a device is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

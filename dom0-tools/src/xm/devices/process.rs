@@ -52,6 +52,16 @@ pub fn log_of(kind: Kind, name: &str) -> PathBuf {
     paths::log_dir().join(format!("{}-{name}.log", kind.program()))
 }
 
+/// Removes the files by which the back ends of a domain that is gone kept a
+/// second one away.
+pub fn forget(dom: DomId) {
+    for kind in Kind::ALL {
+        let path = paths::pid_file(&format!("{}-{dom}", kind.program()));
+        // There need not be one.
+        let _ = fs::remove_file(path);
+    }
+}
+
 /// Whether all programs that serve these kinds are there.
 ///
 /// # Errors
