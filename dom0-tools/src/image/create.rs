@@ -6,7 +6,9 @@ use std::{
 };
 
 use imago::{
-    FormatCreateBuilder, Storage, StorageCreateOptions, file::File, qcow2::Qcow2CreateBuilder,
+    FormatCreateBuilder, Storage, StorageCreateOptions,
+    file::File,
+    qcow2::{Qcow2, Qcow2CreateBuilder},
 };
 
 use super::{Fault, ImageError, Mode};
@@ -104,6 +106,23 @@ pub fn looks_like(path: &Path) -> Result<Format, ImageError> {
         } else {
             Format::Raw
         })
+    })
+}
+
+/// The file below a qcow2 image, by its header.
+///
+/// # Errors
+/// The file is no qcow2 image.
+pub fn backing_of(path: &Path) -> Result<Option<PathBuf>, ImageError> {
+    make_error(path, || {
+        super::gate::check_layer(path)?;
+        let options = imago::StorageOpenOptions::new().filename(path);
+        let qcow2 = Qcow2::<File>::open_image(File::open(options)?, false)?;
+        let Some(name) = qcow2.implicit_backing_file() else {
+            return Ok(None);
+        };
+        // A relative name is meant from the image's directory.
+        Ok(Some(path.parent().unwrap_or(Path::new("/")).join(name)))
     })
 }
 

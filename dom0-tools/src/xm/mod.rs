@@ -21,6 +21,7 @@ pub mod error;
 pub mod help;
 pub mod host;
 pub mod hotplug;
+pub mod image;
 pub mod info;
 pub mod life;
 pub mod list;

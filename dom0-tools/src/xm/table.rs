@@ -118,6 +118,7 @@ pub static COMMANDS: &[Command] = &[
     ready::<super::network::NetworkAttach>("network-attach", Group::Devices),
     ready::<super::network::NetworkDetach>("network-detach", Group::Devices),
     ready::<super::network::NetworkList>("network-list", Group::Devices),
+    ready::<super::image::Image>("image", Group::Host),
     ready::<super::info::Info>("info", Group::Host),
     ready::<super::dmesg::Dmesg>("dmesg", Group::Host),
     ready::<super::stop_services::StopServices>("stop-services", Group::Host),
