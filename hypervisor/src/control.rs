@@ -4,6 +4,7 @@
 //! Law: an operation on a domain that is being destroyed fails with `ESRCH`
 //! like one on a domain that does not exist, except those that look.
 
+mod debug;
 mod dom0_grants;
 mod restrict;
 
@@ -105,6 +106,7 @@ impl Dom0Calls for Hypervisor {
                     .map(|()| Answer::DONE)
                     .map_err(|error| event_failure(&error))
             }
+            Request::Debug(call) => self.debug(session, call),
             Request::TraceStart { dom, kinds } => self.trace_start(session, dom, kinds),
             Request::TraceRead { patience_ms } => trace_read(session, patience_ms),
             Request::EvtchnStatus { dom, port } => self.port_status(DomId(dom), Port(port)),
@@ -126,6 +128,7 @@ impl Dom0Calls for Hypervisor {
     }
 
     fn release(&self, session: Session) {
+        debug::release(&session);
         session.maps().release_all();
         if let Some(tracer) = session.trace() {
             tracer.stop(session.id());

@@ -16,6 +16,7 @@
 
 use crate::{
     counts::Counts,
+    debug::Debugger,
     emulate::CpuidPolicy,
     engine::{
         Engine, EngineError, Engines,
@@ -117,6 +118,8 @@ pub struct Domain {
     pub counts: Counts,
     /// Its trace, while somebody listens.
     pub tracer: Arc<Tracer>,
+    /// Its debugger, where there is one.
+    pub debugger: Debugger,
     /// What it grants.
     pub grants: Arc<GrantTable>,
     /// What it has mapped of others' grants.
@@ -236,6 +239,7 @@ impl Domain {
             max_pages: AtomicU64::new(spec.max_pages),
             counts: Counts::default(),
             tracer: Arc::default(),
+            debugger: Debugger::default(),
             grants,
             maps: MapTrack::new(spec.id, 0, Arc::new(ProcessTarget)),
             told_unknown: AtomicBool::new(false),
@@ -296,6 +300,7 @@ impl Domain {
         drop(life);
         tracing::info!(domain = self.id.0, reason, "shut down");
         self.state_changed();
+        self.debugger.shut_down(reason);
         self.host.domain_exception();
     }
 

@@ -7,6 +7,7 @@ pub mod console;
 pub mod control;
 pub mod counts;
 pub mod cpu;
+pub mod debug;
 pub mod domain;
 pub mod emulate;
 pub mod engine;

@@ -18,6 +18,7 @@ pub mod create;
 pub mod devices;
 pub mod dmesg;
 pub mod error;
+pub mod gdb;
 pub mod help;
 pub mod host;
 pub mod hotplug;

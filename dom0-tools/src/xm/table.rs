@@ -106,6 +106,7 @@ pub static COMMANDS: &[Command] = &[
     ready::<super::vcpus::VcpuList>("vcpu-list", Group::Looking),
     ready::<super::uptime::Uptime>("uptime", Group::Looking),
     ready::<super::trace::Trace>("trace", Group::Looking),
+    ready::<super::gdb::Gdb>("gdb", Group::Looking),
     ready::<super::names::Domid>("domid", Group::Looking),
     ready::<super::names::Domname>("domname", Group::Looking),
     ready::<super::names::Domstate>("domstate", Group::Looking),

@@ -5,10 +5,11 @@
 //! definition; [`wire`] alone knows how it travels.
 //!
 //! Reading order: [`protocol`] (what is said), [`wire`] (how it travels),
-//! [`client`] (how a Dom0 process says it), [`trace`] (what a trace records). [`pidfile`] is how every service
+//! [`client`] (how a Dom0 process says it), [`trace`] (what a trace records), [`debug`] (what a debugger asks). [`pidfile`] is how every service
 //! of an installation makes sure that it is the only one.
 
 pub mod client;
+pub mod debug;
 pub mod pidfile;
 pub mod protocol;
 mod socket;

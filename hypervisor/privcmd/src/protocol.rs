@@ -196,6 +196,8 @@ pub enum Request {
         /// A port of domid 0.
         port: u32,
     },
+    /// A debugger's call. Reply: [`Reply::Done`] or [`Reply::Debug`].
+    Debug(crate::debug::Call),
     /// Records what the domain's vCPUs do, for this connection alone, until it
     /// ends. One trace a connection, one connection a domain.
     TraceStart {
@@ -330,6 +332,7 @@ impl Request {
             Self::EvtchnBindVirq { .. } => "EvtchnBindVirq",
             Self::EvtchnNotify { .. } => "EvtchnNotify",
             Self::EvtchnClose { .. } => "EvtchnClose",
+            Self::Debug(_) => "Debug",
             Self::TraceStart { .. } => "TraceStart",
             Self::TraceRead { .. } => "TraceRead",
             Self::EvtchnStatus { .. } => "EvtchnStatus",
@@ -419,6 +422,8 @@ pub enum Reply {
     VcpuInfo(VcpuInfo),
     /// The bytes of a `vcpu_guest_context`.
     VcpuContext(Vec<u8>),
+    /// What a debugger asked.
+    Debug(crate::debug::Answer),
     /// Records of a trace.
     Trace(crate::trace::Batch),
     /// A port's state.

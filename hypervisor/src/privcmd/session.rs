@@ -1,11 +1,15 @@
 //! What one connection holds of domid 0's resources.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Weak},
+};
 
 use domus_privcmd::protocol::MAX_CONNECTION_GRANTS;
 use guest_abi::addr::{DomId, Port};
 
 use crate::{
+    domain::Domain,
     events::DomainKey,
     grants::{MapTrack, ProcessTarget},
     trace::Tracer,
@@ -24,7 +28,6 @@ pub struct Peer {
 ///
 /// Law: a port of domid 0 is in at most one session, and in one as long as it
 /// is bound. Whoever binds or closes it keeps that true.
-#[derive(Debug)]
 pub struct Session {
     id: u64,
     peer: Peer,
@@ -32,6 +35,7 @@ pub struct Session {
     maps: MapTrack,
     restricted: Option<DomainKey>,
     trace: Option<Arc<Tracer>>,
+    debugged: Option<(u16, Weak<Domain>)>,
 }
 
 impl Session {
@@ -45,6 +49,7 @@ impl Session {
             maps: MapTrack::new(DomId::DOM0, MAX_CONNECTION_GRANTS, Arc::new(ProcessTarget)),
             restricted: None,
             trace: None,
+            debugged: None,
         }
     }
 
@@ -107,5 +112,21 @@ impl Session {
     /// Enters the trace that was started for this connection.
     pub fn hold_trace(&mut self, trace: Arc<Tracer>) {
         self.trace = Some(trace);
+    }
+
+    /// The domain that it debugs.
+    #[must_use]
+    pub fn debugged(&self) -> Option<(u16, &Weak<Domain>)> {
+        self.debugged.as_ref().map(|(dom, domain)| (*dom, domain))
+    }
+
+    /// Enters the domain that it debugs from now on.
+    pub fn hold_debugged(&mut self, dom: u16, domain: Weak<Domain>) {
+        self.debugged = Some((dom, domain));
+    }
+
+    /// It debugs none any more.
+    pub fn forget_debugged(&mut self) {
+        self.debugged = None;
     }
 }

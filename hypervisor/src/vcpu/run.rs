@@ -136,7 +136,7 @@ impl Vcpu {
         if let Some(context) = self.shared.take_initial() {
             self.load_context(&context);
         }
-        self.domain.may_run()
+        self.domain.may_run() && self.domain.debugger.lets_run(self.shared.id)
     }
 
     fn load_context(&mut self, context: &VcpuGuestContext) {
@@ -201,6 +201,11 @@ impl Vcpu {
         if requests & request::POLL != 0 {
             self.end_poll();
         }
+        if requests & request::LOAD != 0
+            && let Some(context) = self.shared.take_registers()
+        {
+            self.state.set_registers(&context);
+        }
         if requests & request::SAVE != 0 {
             self.shared.give_context(self.state.save());
         }
@@ -245,7 +250,8 @@ impl Vcpu {
 
     /// Delivers what is due, runs the guest to its next trap, deals with it.
     fn step(&mut self) -> Result<(), Crash> {
-        if self.event_deliverable() {
+        let stepping = self.begin_step();
+        if stepping.is_none() && self.event_deliverable() {
             self.deliver_events()?;
         }
         if !GuestVirt(self.state.context.rip).is_canonical() {
@@ -260,7 +266,7 @@ impl Vcpu {
             Ok(None) => {}
             Ok(Some(trap)) => {
                 self.shared.leave_guest();
-                return self.handle(trap);
+                return self.handle(trap, stepping);
             }
             Err(crash) => {
                 self.shared.leave_guest();
@@ -283,7 +289,7 @@ impl Vcpu {
         if trap == Trap::Kick {
             self.kicked_at = Some(self.state.context.rip);
         }
-        self.handle(trap)
+        self.handle(trap, stepping)
     }
 
     /// A program's instruction that the engine does not know: to the program it

@@ -32,6 +32,8 @@ pub mod request {
     pub const POLL: u32 = 16;
     /// Somebody wants to see the registers.
     pub const SAVE: u32 = 32;
+    /// A debugger has set the registers.
+    pub const LOAD: u32 = 64;
 }
 
 /// The shared half of a vCPU.
@@ -67,6 +69,8 @@ pub struct VcpuShared {
     /// The registers, as the thread gave them last.
     saved: Mutex<Option<Box<VcpuGuestContext>>>,
     given: Condvar,
+    /// Registers that a debugger has set.
+    set: Mutex<Option<Box<VcpuGuestContext>>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,6 +102,7 @@ impl VcpuShared {
             asking: Mutex::new(()),
             saved: Mutex::new(None),
             given: Condvar::new(),
+            set: Mutex::new(None),
         }
     }
 
@@ -297,6 +302,22 @@ impl VcpuShared {
     pub fn give_context(&self, context: Box<VcpuGuestContext>) {
         *lock(&self.saved) = Some(context);
         self.given.notify_all();
+    }
+
+    /// Puts down registers for the thread to take over; `false` if it has none.
+    #[must_use]
+    pub fn set_registers(&self, context: Box<VcpuGuestContext>) -> bool {
+        if !self.has_thread() {
+            return false;
+        }
+        *lock(&self.set) = Some(context);
+        self.request(request::LOAD);
+        true
+    }
+
+    /// Takes what [`set_registers`](Self::set_registers) put down.
+    pub fn take_registers(&self) -> Option<Box<VcpuGuestContext>> {
+        lock(&self.set).take()
     }
 
     /// CPU time used, in ns.

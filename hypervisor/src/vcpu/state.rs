@@ -145,14 +145,10 @@ impl GuestState {
 
     /// Takes over a context, all but its memory references (roots, GDT, LDT).
     pub fn load(&mut self, from: &VcpuGuestContext) {
-        let r = &from.user_regs;
         self.context = Context {
-            gpr: [
-                r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11,
-                r.r12, r.r13, r.r14, r.r15,
-            ],
-            rip: r.rip,
-            rflags: r.rflags,
+            gpr: general_registers(from),
+            rip: from.user_regs.rip,
+            rflags: from.user_regs.rflags,
             fs_base: canonical_or_zero(from.fs_base),
             gs_base: canonical_or_zero(from.gs_base_kernel),
         };
@@ -176,6 +172,15 @@ impl GuestState {
             masks_events: from.flags & VGCF_SYSCALL_DISABLES_EVENTS != 0,
         };
         self.debug = [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400];
+    }
+
+    /// Takes over the registers and segment bases of a context, nothing else.
+    pub fn set_registers(&mut self, from: &VcpuGuestContext) {
+        self.context.gpr = general_registers(from);
+        (self.context.rip, self.context.rflags) = (from.user_regs.rip, from.user_regs.rflags);
+        self.context.fs_base = canonical_or_zero(from.fs_base);
+        *self.gs_base_kernel() = canonical_or_zero(from.gs_base_kernel);
+        *self.gs_base_user() = canonical_or_zero(from.gs_base_user);
     }
 
     /// The context as `XEN_DOMCTL_getvcpucontext` tells it, without FPU, GDT
@@ -218,6 +223,15 @@ impl Default for GuestState {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// In the order of [`reg`].
+fn general_registers(from: &VcpuGuestContext) -> [u64; 16] {
+    let r = &from.user_regs;
+    [
+        r.rax, r.rcx, r.rdx, r.rbx, r.rsp, r.rbp, r.rsi, r.rdi, r.r8, r.r9, r.r10, r.r11, r.r12,
+        r.r13, r.r14, r.r15,
+    ]
 }
 
 /// A segment base that the CPU would take, or 0.

@@ -4,6 +4,7 @@
 use super::{Crash, Handler, Vcpu};
 use crate::{
     cpu::{Trap, reg},
+    debug::{DebugTrap, Stepping},
     emulate::privileged::{self, MAX_FETCH, Outcome},
     engine::TableWrite,
     guest_access::GuestAccess,
@@ -33,8 +34,20 @@ impl Vcpu {
     ///
     /// # Errors
     /// The domain can't go on.
-    pub(super) fn handle(&mut self, trap: Trap) -> Result<(), Crash> {
+    pub(super) fn handle(&mut self, trap: Trap, stepping: Option<Stepping>) -> Result<(), Crash> {
         self.count(&trap);
+        match self.debug_trap(stepping, &trap) {
+            DebugTrap::Ours => Ok(()),
+            DebugTrap::Guests => self.serve_trap(trap),
+            DebugTrap::LastOfStep => {
+                let served = self.serve_trap(trap);
+                self.debug_stepped();
+                served
+            }
+        }
+    }
+
+    fn serve_trap(&mut self, trap: Trap) -> Result<(), Crash> {
         match trap {
             Trap::Kick => Ok(()),
             Trap::Syscall if !self.state.user_mode => hypercall::dispatch(self),

@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod boot;
+mod gdb;
 mod kernels;
 mod leaks;
 mod real_xen;

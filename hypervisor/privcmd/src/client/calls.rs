@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use guest_abi::addr::{DomId, Mfn, Pfn, Port, VcpuId};
 
 use super::{Client, ClientError};
+use crate::debug;
 use crate::protocol::{CreateDomain, DomainInfo, HostInfo, PortState, Reply, Request, VcpuInfo};
 use crate::trace::Batch;
 
@@ -46,6 +47,33 @@ macro_rules! ask {
 }
 
 impl Client {
+    /// A debugger's call that asks nothing.
+    pub fn debug(&self, call: debug::Call) -> Result<(), ClientError> {
+        ask!(self, Request::Debug(call), Reply::Done => ())
+    }
+
+    /// Memory of the domain that is debugged.
+    pub fn debug_read(
+        &self,
+        vcpu: VcpuId,
+        address: u64,
+        length: u32,
+    ) -> Result<Vec<u8>, ClientError> {
+        let call = debug::Call::Read {
+            vcpu: vcpu.0,
+            address,
+            length,
+        };
+        ask!(self, Request::Debug(call), Reply::Debug(debug::Answer::Bytes(bytes)) => bytes)
+    }
+
+    /// Why the domain that is debugged has stopped, waiting up to `patience_ms`
+    /// for it.
+    pub fn debug_wait(&self, patience_ms: u32) -> Result<Option<debug::Stop>, ClientError> {
+        let call = debug::Call::Wait { patience_ms };
+        ask!(self, Request::Debug(call), Reply::Debug(debug::Answer::Stop(stop)) => stop)
+    }
+
     /// Starts the trace of a domain: `kinds` are bits of [`trace::kind`](crate::trace::kind).
     pub fn trace_start(&self, dom: DomId, kinds: u32) -> Result<(), ClientError> {
         ask!(self, Request::TraceStart { dom: dom.0, kinds }, Reply::Done => ())
