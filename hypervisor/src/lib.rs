@@ -12,6 +12,7 @@ pub mod domain;
 pub mod emulate;
 pub mod engine;
 pub mod events;
+pub mod fpu;
 pub mod grants;
 pub mod guest_access;
 pub mod hypercall;

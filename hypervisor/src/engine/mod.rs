@@ -18,7 +18,10 @@ pub use domain::Engines;
 pub use kick::{Kickable, install_kick_signal, kick_signal};
 pub use soft::SoftVcpu;
 
-use crate::cpu::{Context, Trap};
+use crate::{
+    cpu::{Context, Trap},
+    fpu::FpuState,
+};
 use guest_abi::addr::{MachineAddr, Mfn};
 use kvm::KvmVcpu;
 use std::fmt;
@@ -178,6 +181,40 @@ impl Engine {
                 vcpu.set_xcr0(value);
                 Ok(())
             }
+        }
+    }
+
+    /// The vector and x87 state.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn fpu(&mut self) -> Result<FpuState, EngineError> {
+        match self {
+            Engine::Kvm(vcpu) => vcpu.fpu(),
+            Engine::Soft(vcpu) => Ok(vcpu.fpu()),
+        }
+    }
+
+    /// Sets the vector and x87 state.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn set_fpu(&mut self, state: &FpuState) -> Result<(), EngineError> {
+        match self {
+            Engine::Kvm(vcpu) => vcpu.set_fpu(state),
+            Engine::Soft(vcpu) => {
+                vcpu.set_fpu(state);
+                Ok(())
+            }
+        }
+    }
+
+    /// The selectors of ES, CS, SS, DS, FS and GS in ring 3, where they are known.
+    #[must_use]
+    pub fn selectors(&self) -> [Option<u16>; 6] {
+        match self {
+            Engine::Kvm(vcpu) => vcpu.selectors(),
+            Engine::Soft(vcpu) => vcpu.selectors(),
         }
     }
 

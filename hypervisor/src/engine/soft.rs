@@ -12,6 +12,7 @@ use super::{EngineCounts, EngineError, Entry, FIXED_FLAGS, USER_FLAGS, kvm::KvmV
 use crate::{
     cpu::Trap,
     emulate::CpuidPolicy,
+    fpu::FpuState,
     interp::{Counts, Exit, GuestPhys, Interpreter},
 };
 use guest_abi::addr::GuestVirt;
@@ -27,7 +28,6 @@ const INVALID_OPCODE: u8 = 6;
 pub struct SoftVcpu {
     interpreter: Interpreter,
     interrupt: Arc<AtomicBool>,
-    xcr0: u64,
     counts: EngineCounts,
 }
 
@@ -44,19 +44,36 @@ impl SoftVcpu {
             let leaf = cpuid.lookup(leaf, subleaf);
             [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
         }));
-        // As on the KVM engine; the others are null at the start of day.
-        model.selectors = KvmVcpu::selectors().map(|selector| selector.or(Some(0)));
+        model.selectors = KvmVcpu::initial_selectors();
+        model.xcr0 = Some(1);
+        interpreter.load_fpu(&FpuState::new());
         SoftVcpu {
             interpreter,
             interrupt,
-            xcr0: 1,
             counts: EngineCounts::default(),
         }
     }
 
     /// Sets XCR0.
     pub fn set_xcr0(&mut self, value: u64) {
-        self.xcr0 = value;
+        self.interpreter.model().xcr0 = Some(value);
+    }
+
+    /// The vector and x87 state.
+    #[must_use]
+    pub fn fpu(&self) -> FpuState {
+        self.interpreter.fpu().cloned().unwrap_or_default()
+    }
+
+    /// Sets the vector and x87 state.
+    pub fn set_fpu(&mut self, state: &FpuState) {
+        self.interpreter.load_fpu(state);
+    }
+
+    /// The selectors of ES, CS, SS, DS, FS and GS.
+    #[must_use]
+    pub fn selectors(&self) -> [Option<u16>; 6] {
+        self.interpreter.selectors()
     }
 
     /// The interpreter.
@@ -98,6 +115,8 @@ impl SoftVcpu {
                 Exit::Trap(trap) => return Ok(trap),
                 Exit::Interrupted => return Ok(Trap::Kick),
                 Exit::Budget => {}
+                // It is there from the start.
+                Exit::NeedsFpu => self.interpreter.load_fpu(&FpuState::new()),
                 Exit::Unknown => {
                     let name = self.interpreter.describe(context, entry.root);
                     return match name {

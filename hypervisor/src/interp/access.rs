@@ -219,6 +219,61 @@ impl Cpu {
     }
 }
 
+/// An operand of many bytes, in one page or two.
+pub struct Pieces {
+    split: Split,
+    bytes: u64,
+}
+
+impl Pieces {
+    /// Where it is, if it is in one page.
+    #[inline(always)]
+    pub fn whole(&self) -> Option<HostPtr> {
+        (self.bytes <= self.split.count).then_some(self.split.first)
+    }
+
+    /// Reads it.
+    pub fn read(&self, to: &mut [u8]) {
+        for (i, byte) in (0..self.bytes).zip(to) {
+            *byte = u8::load(self.split.place(i));
+        }
+    }
+
+    /// Writes it, which is allowed if it was asked for with `write`.
+    pub fn write(&self, from: &[u8]) {
+        for (i, byte) in (0..self.bytes).zip(from) {
+            byte.store(self.split.place(i));
+        }
+    }
+}
+
+impl Cpu {
+    /// Where `bytes` bytes at `address` are, at most a page of them.
+    #[inline(always)]
+    pub fn pieces(&mut self, address: u64, bytes: u64, write: bool) -> Result<Pieces, Halt> {
+        let count = 0x1000 - (address & 0xfff);
+        let first_bytes = bytes.min(count);
+        let first = if write {
+            self.write_place(address, first_bytes)?
+        } else {
+            self.read_place(address)?
+        };
+        let second = if bytes <= count {
+            first
+        } else if write {
+            self.write_place(next_page(address), bytes - count)?
+        } else {
+            self.read_place(next_page(address))?
+        };
+        let split = Split {
+            first,
+            second,
+            count,
+        };
+        Ok(Pieces { split, bytes })
+    }
+}
+
 impl Split {
     fn place(&self, byte: u64) -> HostPtr {
         match byte.checked_sub(self.count) {

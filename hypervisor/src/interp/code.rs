@@ -10,10 +10,11 @@
 use super::{
     decode::{Decoded, decode},
     exec::control,
-    host::{IS_AMD, copy_out, same_bytes},
+    host::{HostPtr, IS_AMD, copy_out, same_bytes},
     op::{Halt, Op},
     pages::NumberMap,
     state::Cpu,
+    vector::Plans,
     walk::Page,
 };
 use guest_abi::addr::Mfn;
@@ -49,6 +50,8 @@ struct Jump {
     rip: u64,
     tag: u64,
     block: usize,
+    /// Its bytes in guest memory, if they are in one frame.
+    place: Option<HostPtr>,
 }
 
 /// The blocks of one vCPU.
@@ -113,12 +116,20 @@ impl CodeCache {
     /// The block at `cpu.rip`.
     #[inline(always)]
     pub fn find(&mut self, cpu: &mut Cpu) -> Result<usize, Halt> {
-        let jump = self.jumps[jump_slot(cpu.rip)];
-        if jump.rip == cpu.rip
-            && jump.tag == self.tag(cpu)
-            && self.blocks[jump.block].checked == self.epoch
-        {
-            return Ok(jump.block);
+        let jump = &self.jumps[jump_slot(cpu.rip)];
+        if jump.rip == cpu.rip && jump.tag == self.tag(cpu) {
+            let block = &mut self.blocks[jump.block];
+            if block.checked == self.epoch {
+                return Ok(jump.block);
+            }
+            // Dropped blocks have 0 here: they are not to be found again.
+            if block.checked != 0
+                && let Some(place) = jump.place
+                && same_bytes(place, &block.bytes)
+            {
+                block.checked = self.epoch;
+                return Ok(jump.block);
+            }
         }
         self.find_slow(cpu)
     }
@@ -142,6 +153,10 @@ impl CodeCache {
             rip: cpu.rip,
             tag: self.tag(cpu),
             block: id,
+            place: self.blocks[id]
+                .second
+                .is_none()
+                .then(|| page.frame.ptr.at(cpu.rip)),
         };
         Ok(id)
     }
@@ -159,7 +174,7 @@ impl CodeCache {
     }
 
     fn add(&mut self, cpu: &mut Cpu, page: &Page, key: u64) -> Result<usize, Halt> {
-        if self.operations > MOST_OPERATIONS {
+        if self.operations > MOST_OPERATIONS || cpu.vector.plans.is_full() {
             self.clear(cpu);
         }
         let block = build(cpu, page, key, BLOCK_INSTRUCTIONS)?;
@@ -202,6 +217,7 @@ impl CodeCache {
         self.jumps.fill(Jump::default());
         self.operations = 0;
         cpu.lines.clear();
+        cpu.vector.plans.clear();
     }
 }
 
@@ -228,10 +244,15 @@ fn build(cpu: &mut Cpu, page: &Page, key: u64, limit: u32) -> Result<Block, Halt
     };
     copy_out(page.frame.ptr.at(cpu.rip), &mut code.buffer[..code.len]);
     let start = cpu.rip & 0xfff;
-    let (mut ops, mut count, mut bytes) = straight(&code.buffer[..code.len], start, limit);
+    let (mut ops, mut count, mut bytes) = straight(
+        &code.buffer[..code.len],
+        start,
+        limit,
+        &mut cpu.vector.plans,
+    );
     if count == 0 {
         code.read_second(cpu)?;
-        (ops, count, bytes) = straight(&code.buffer[..code.len], start, 1);
+        (ops, count, bytes) = straight(&code.buffer[..code.len], start, 1, &mut cpu.vector.plans);
         if count == 0 {
             // Not an instruction however it goes on.
             ops.push(Op::new(super::exec::system::unknown, page_offset(start), 1));
@@ -263,7 +284,7 @@ impl Bytes {
 
 /// The operations of the instructions at the start of `bytes`, how many
 /// instructions they are, and their length.
-fn straight(bytes: &[u8], start: u64, limit: u32) -> (Vec<Op>, u32, usize) {
+fn straight(bytes: &[u8], start: u64, limit: u32, plans: &mut Plans) -> (Vec<Op>, u32, usize) {
     let mut decoder = Decoder::with_ip(64, bytes, start, decoder_options());
     let mut instruction = Instruction::default();
     let (mut ops, mut count, mut used) = (Vec::new(), 0, 0);
@@ -276,7 +297,7 @@ fn straight(bytes: &[u8], start: u64, limit: u32) -> (Vec<Op>, u32, usize) {
             before,
             op,
             ends_block,
-        } = decode(&instruction);
+        } = decode(&instruction, plans);
         ops.extend(before);
         ops.push(op);
         count += 1;

@@ -6,8 +6,9 @@
 //! the third or the immediate; a memory operand is not counted.
 
 use super::{
-    exec::{alu, bits, control, data, shift, stack, string, swap, system},
+    exec::{alu, bits, control, data, masked, shift, stack, string, swap, system, vector, xstate},
     op::{Handler, Op, slot},
+    vector::Plans,
 };
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
@@ -60,14 +61,14 @@ pub struct Decoded {
 pub type Choice = Option<(Handler, bool)>;
 
 /// Decodes `instruction`, whose IP is its offset in its page.
-pub fn decode(instruction: &Instruction) -> Decoded {
+pub fn decode(instruction: &Instruction, plans: &mut Plans) -> Decoded {
     let at = u16::try_from(instruction.ip() & 0xfff).unwrap_or(0);
     let len = u8::try_from(instruction.len()).unwrap_or(0);
     let mut op = Op::new(system::unknown, at, len);
     let mut before = None;
     let mut ends_block = true;
     if let Some(shape) = operands(instruction, &mut op)
-        && let Some((run, ends)) = choose(instruction, shape, &mut op)
+        && let Some((run, ends)) = choose(instruction, shape, &mut op, plans)
     {
         op.run = run;
         ends_block = ends;
@@ -82,7 +83,7 @@ pub fn decode(instruction: &Instruction) -> Decoded {
     }
 }
 
-fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Choice {
+fn choose(i: &Instruction, shape: Shape, op: &mut Op, plans: &mut Plans) -> Choice {
     let straight = |handler: Option<Handler>| handler.map(|h| (h, false));
     use Mnemonic as M;
     match i.mnemonic() {
@@ -147,7 +148,10 @@ fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Choice {
         _ => straight(data::choose(i, shape, op))
             .or_else(|| straight(string::choose(i, op)))
             .or_else(|| control::choose(i, shape, op))
-            .or_else(|| system::choose(i, shape, op)),
+            .or_else(|| system::choose(i, shape, op))
+            .or_else(|| straight(xstate::choose(i, op)))
+            .or_else(|| straight(masked::choose(i, op)))
+            .or_else(|| straight(vector::choose(i, op, plans))),
     }
 }
 
@@ -246,6 +250,8 @@ fn memory(i: &Instruction, op: &mut Op) -> Option<()> {
     };
     op.index = match i.memory_index() {
         Register::None => slot::ZERO,
+        // Of several elements: `exec::masked` adds each one's.
+        index if index.is_vector_register() => slot::ZERO,
         index => register(index)?,
     };
     let scale = i.memory_index_scale().trailing_zeros();

@@ -1,4 +1,4 @@
-//! Run-ahead: an interpreter of ring-3 integer code.
+//! Run-ahead: an interpreter of ring-3 code.
 //!
 //! Where a trap to the hypervisor process is dear, the process does not go
 //! back to the engine after it: it interprets the guest's next instructions
@@ -10,6 +10,7 @@
 //!        │                  └ decode, exec/*   operand shapes, handlers
 //!        └──────────── Cpu (state)  registers, flags
 //!                           ├ access, tlb, walk   guest virtual memory
+//!                           ├ vector   vector and x87 registers, stubs
 //!                           └ host/*   the host's own instructions (unsafe)
 //! ```
 //!
@@ -35,19 +36,23 @@ mod phys;
 mod split;
 mod state;
 mod tlb;
+mod vector;
 mod walk;
 
 pub use host::FramePtr;
 pub use phys::{Frame, FrameUse, GuestPhys};
 pub use state::{Cpuid, Model};
 
-use crate::cpu::{Context, Trap};
+use crate::{
+    cpu::{Context, Trap},
+    fpu::FpuState,
+};
 use code::{Block, CodeCache};
 use exec::string::CHUNK;
 use flags::{AC, TF, VM};
 use guest_abi::addr::{GuestVirt, Mfn};
 use op::{Flow, Op, slot};
-use state::{Cpu, Stop, vector};
+use state::{Cpu, Stop};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -65,6 +70,9 @@ pub enum Exit {
     Unknown,
     /// The interrupt flag was set.
     Interrupted,
+    /// The instruction at `rip` needs the vector and x87 registers: give them
+    /// by [`Interpreter::load_fpu`] and go on.
+    NeedsFpu,
 }
 
 /// What an interpreter has done.
@@ -110,6 +118,34 @@ impl Interpreter {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.counts
+    }
+
+    /// What ES, CS, SS, DS, FS and GS hold, where that is certain.
+    #[must_use]
+    pub fn selectors(&self) -> [Option<u16>; 6] {
+        self.cpu.model.selectors
+    }
+
+    /// Gives the vCPU's vector and x87 registers to the interpreter.
+    pub fn load_fpu(&mut self, state: &FpuState) {
+        self.cpu.vector.load(state);
+    }
+
+    /// The vector and x87 registers, if they are here.
+    #[must_use]
+    pub fn fpu(&self) -> Option<&FpuState> {
+        self.cpu.vector.state()
+    }
+
+    /// The vector and x87 registers, if they are here and have changed since
+    /// they came or since the last call of this.
+    pub fn fpu_changes(&mut self) -> Option<&FpuState> {
+        self.cpu.vector.changes()
+    }
+
+    /// Forgets the vector and x87 registers: somebody else has them now.
+    pub fn forget_fpu(&mut self) {
+        self.cpu.vector.forget();
     }
 
     /// Drops all cached translations.
@@ -196,7 +232,7 @@ impl Interpreter {
         };
         self.cpu.chunk = CHUNK;
         match stop {
-            None | Some(Stop::Again) => exit(Stop::Software(vector::DB)),
+            None | Some(Stop::Again) => exit(Stop::Software(state::vector::DB)),
             Some(stop) => exit(stop),
         }
     }
@@ -289,7 +325,11 @@ fn stopped(cpu: &mut Cpu, op: &Op) -> Stop {
     if cpu.stop == Stop::NotCanonical {
         let stack = op.scale & Op::STACK != 0;
         cpu.stop = Stop::Fault {
-            vector: if stack { vector::SS } else { vector::GP },
+            vector: if stack {
+                state::vector::SS
+            } else {
+                state::vector::GP
+            },
             error: 0,
             cr2: 0,
         };
@@ -329,8 +369,9 @@ fn exit(stop: Stop) -> Exit {
     match stop {
         Stop::Fault { vector, error, cr2 } => exception(vector, error, cr2),
         Stop::Software(vector) => exception(vector, 0, 0),
-        Stop::NotCanonical => exception(vector::GP, 0, 0),
+        Stop::NotCanonical => exception(state::vector::GP, 0, 0),
         Stop::Syscall => Exit::Trap(Trap::Syscall),
+        Stop::NeedsFpu => Exit::NeedsFpu,
         // What the loop deals with by itself is never reported.
         Stop::Unknown | Stop::OverCode(_) | Stop::SplitLock | Stop::Again => Exit::Unknown,
     }

@@ -9,6 +9,7 @@ use super::{
     phys::GuestPhys,
     split::SplitOperand,
     tlb::Tlb,
+    vector::Vector,
 };
 use crate::cpu::Context;
 use guest_abi::addr::Mfn;
@@ -33,11 +34,13 @@ pub enum Stop {
     Unknown,
     /// An operand's address is not canonical: #SS or #GP, by its segment.
     NotCanonical,
+    /// It needs the vector and x87 registers, which are not here.
+    NeedsFpu,
     /// It would write over code of which there are decoded blocks.
     OverCode(Mfn),
 }
 
-/// Vectors of the exceptions that ring-3 integer code can raise by itself.
+/// Vectors of the exceptions that ring-3 code can raise by itself.
 pub mod vector {
     #![allow(missing_docs, reason = "the manual's names")]
     pub const DE: u8 = 0;
@@ -48,6 +51,8 @@ pub mod vector {
     pub const SS: u8 = 12;
     pub const GP: u8 = 13;
     pub const PF: u8 = 14;
+    pub const MF: u8 = 16;
+    pub const XM: u8 = 19;
 }
 
 /// Answers `cpuid`: leaf and sub-leaf to EAX, EBX, ECX and EDX.
@@ -66,6 +71,9 @@ pub struct Model {
     pub cpuid: Option<Cpuid>,
     /// There is no engine for what is left undone.
     pub alone: bool,
+    /// XCR0 as ring 3 sees it; without it instructions that depend on it are
+    /// unknown.
+    pub xcr0: Option<u64>,
 }
 
 /// Registers, flags and translations.
@@ -94,6 +102,8 @@ pub struct Cpu {
     pub phys: Arc<dyn GuestPhys>,
     /// The rest of the processor.
     pub model: Model,
+    /// Vector and x87 registers.
+    pub vector: Vector,
 }
 
 impl Cpu {
@@ -117,7 +127,9 @@ impl Cpu {
                 selectors: [None; 6],
                 cpuid: None,
                 alone: false,
+                xcr0: None,
             },
+            vector: Vector::new(),
         }
     }
 

@@ -207,6 +207,9 @@ impl Vcpu {
     /// # Errors
     /// The engine's.
     pub(crate) fn load_xcr0(&mut self, value: u64) -> Result<(), Crash> {
+        if let Some(ahead) = &mut self.ahead {
+            ahead.set_xcr0(value);
+        }
         Ok(self.engine.set_xcr0(value)?)
     }
 }

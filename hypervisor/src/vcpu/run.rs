@@ -155,11 +155,19 @@ impl Vcpu {
             return Ok(());
         }
         self.tell_counts("engine changes");
+        if let Some(ahead) = &mut self.ahead {
+            ahead.hand_over_fpu(&mut self.engine)?;
+        }
+        let fpu = self.engine.fpu()?;
         let (engine, generation) = self.domain.create_engine(&self.shared)?;
         (self.engine, self.engine_generation) = (engine, generation);
         self.engine.adopt_thread();
         self.engine.set_xcr0(self.state.xcr0)?;
+        self.engine.set_fpu(&fpu)?;
         self.ahead = ahead_of(&self.domain, &self.engine);
+        if let Some(ahead) = &mut self.ahead {
+            ahead.set_xcr0(self.state.xcr0);
+        }
         self.kicked_at = None;
         self.flush();
         Ok(())
@@ -279,7 +287,11 @@ impl Vcpu {
             flush: self.flush.replace(false),
             writes: self.writes.get_mut(),
         };
-        let trap = self.engine.run(&mut entry);
+        let handed = match &mut self.ahead {
+            Some(ahead) => ahead.hand_over_fpu(&mut self.engine),
+            None => Ok(()),
+        };
+        let trap = handed.and_then(|()| self.engine.run(&mut entry));
         self.domain.counts.entries.fetch_add(1, Relaxed);
         self.shared.leave_guest();
         let trap = match trap {
@@ -380,7 +392,7 @@ impl Vcpu {
 /// The run-ahead interpreter of a vCPU on this engine, if it has one.
 fn ahead_of(domain: &Domain, engine: &Engine) -> Option<RunAhead> {
     let wanted = domain.host.run_ahead() && engine.kind() == EngineKind::Kvm;
-    wanted.then(|| RunAhead::new(Arc::clone(&domain.space), domain.cpuid.clone()))
+    wanted.then(|| RunAhead::new(domain))
 }
 
 impl VcpuShared {

@@ -19,11 +19,9 @@
 use super::{Crash, Vcpu};
 use crate::{
     cpu::{Context, Trap, reg},
-    emulate::CpuidPolicy,
-    engine::Entry,
-    engine::kvm::KvmVcpu,
+    domain::Domain,
+    engine::{Engine, EngineError, Entry},
     interp::{Counts, Exit, Interpreter},
-    space::Space,
 };
 use std::sync::Arc;
 
@@ -51,25 +49,28 @@ struct Place {
 /// The interpreter of a vCPU and what it has learnt.
 pub struct RunAhead {
     interpreter: Interpreter,
+    /// XCR0 that ring 3 sees whatever the guest sets.
+    fixed_xcr0: Option<u64>,
     places: Box<[Place; PLACES + 1]>,
 }
 
 impl RunAhead {
-    /// An interpreter for a vCPU of the domain with this memory.
+    /// An interpreter for a vCPU of this domain.
     #[must_use]
-    pub fn new(space: Arc<Space>, cpuid: CpuidPolicy) -> Self {
-        let mut interpreter = Interpreter::new(space);
-        // TSC_AUX is 0 in guests, see `emulate::msr`.
-        interpreter.model().tsc_aux = Some(0);
+    pub fn new(domain: &Domain) -> Self {
+        let cpuid = domain.cpuid.clone();
+        let mut interpreter = Interpreter::new(Arc::clone(&domain.space) as _);
         interpreter.model().cpuid = Some(Box::new(move |leaf, subleaf| {
             let leaf = cpuid.lookup(leaf, subleaf);
             [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
         }));
         // What `rdmsr` of it gives as well.
         interpreter.model().tsc_aux = Some(0);
-        interpreter.model().selectors = KvmVcpu::selectors();
+        let fixed_xcr0 = domain.host.kvm().and_then(|kvm| kvm.traits.fixed_xcr0);
+        interpreter.model().xcr0 = fixed_xcr0.or(Some(1));
         RunAhead {
             interpreter,
+            fixed_xcr0,
             places: Box::new([Place::default(); PLACES + 1]),
         }
     }
@@ -78,6 +79,23 @@ impl RunAhead {
     #[must_use]
     pub fn counts(&self) -> Counts {
         self.interpreter.counts()
+    }
+
+    /// The guest has set XCR0.
+    pub fn set_xcr0(&mut self, value: u64) {
+        self.interpreter.model().xcr0 = self.fixed_xcr0.or(Some(value));
+    }
+
+    /// Gives the vector and x87 registers to the engine, before it runs.
+    ///
+    /// # Errors
+    /// The engine's.
+    pub fn hand_over_fpu(&mut self, engine: &mut Engine) -> Result<(), EngineError> {
+        if let Some(state) = self.interpreter.fpu_changes() {
+            engine.set_fpu(state)?;
+        }
+        self.interpreter.forget_fpu();
+        Ok(())
     }
 
     /// Drops cached translations.
@@ -135,7 +153,7 @@ impl Vcpu {
         if budget == 0 || !self.settle_tables()? {
             return Ok(None);
         }
-        Ok(self.interpret(place, budget))
+        self.interpret(place, budget)
     }
 
     /// Deals with queued page-table words before the interpreter goes on:
@@ -163,19 +181,26 @@ impl Vcpu {
         Ok(true)
     }
 
-    fn interpret(&mut self, place: usize, budget: u64) -> Option<Trap> {
+    fn interpret(&mut self, place: usize, budget: u64) -> Result<Option<Trap>, Crash> {
         let root = self.state.root();
-        let ahead = self.ahead.as_mut()?;
+        let Some(ahead) = &mut self.ahead else {
+            return Ok(None);
+        };
         if self.flush_ahead.replace(false) {
             ahead.flush();
         }
-        let exit = ahead.interpreter.run(
-            &mut self.state.context,
-            root,
-            budget,
-            self.shared.interrupt(),
-        );
-        match exit {
+        ahead.interpreter.model().selectors = self.engine.selectors();
+        let mut run = |ahead: &mut RunAhead| {
+            let (context, interrupt) = (&mut self.state.context, self.shared.interrupt());
+            ahead.interpreter.run(context, root, budget, interrupt)
+        };
+        let mut exit = run(ahead);
+        if exit == Exit::NeedsFpu {
+            // Fetched where it is needed: most stretches are the kernel's.
+            ahead.interpreter.load_fpu(&self.engine.fpu()?);
+            exit = run(ahead);
+        }
+        Ok(match exit {
             Exit::Trap(trap) => {
                 ahead.learn(place, true);
                 Some(trap)
@@ -185,7 +210,7 @@ impl Vcpu {
                 ahead.learn(place, false);
                 None
             }
-            Exit::Unknown => None,
-        }
+            Exit::Unknown | Exit::NeedsFpu => None,
+        })
     }
 }

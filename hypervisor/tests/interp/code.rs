@@ -3,10 +3,11 @@
 use crate::{
     guest::{CODE, DATA, END, Guest, exception, page_fault},
     machine::ALL,
-    random::{Random, instruction},
+    random::{Random, instruction, vector_instruction},
 };
 use hypervisor::{
     cpu::{Trap, reg},
+    fpu::FpuState,
     interp::Exit,
 };
 use std::{
@@ -235,7 +236,7 @@ fn traps_leave_the_context_that_the_contract_says() {
         (&[0x0f, 0x01, 0x17], exception(13, 0, 0), 0),
         (&[0x48, 0xcf], Exit::Unknown, 0),
         (&[0x8e, 0xd8], Exit::Unknown, 0),
-        (&[0x0f, 0x58, 0xc1], Exit::Unknown, 0),
+        (&[0x0f, 0x58, 0xc1], Exit::NeedsFpu, 0),
     ];
     for (code, exit, length) in cases {
         let mut guest = Guest::new(code);
@@ -367,10 +368,10 @@ fn any_bytes_run_or_stop_cleanly() {
         let mut guest = Guest::new(&[]);
         let mut code = Vec::new();
         while code.len() < 64 {
-            if random.below(2) == 0 {
-                code.extend(instruction(&mut random));
-            } else {
-                code.push(random.byte());
+            match random.below(4) {
+                0 => code.extend(instruction(&mut random)),
+                1 => code.extend(vector_instruction(&mut random)),
+                _ => code.push(random.byte()),
             }
         }
         guest.machine.write(guest.code, 0xfe0, &code[..32]);
@@ -379,6 +380,14 @@ fn any_bytes_run_or_stop_cleanly() {
             let near = DATA + random.below(0x1000);
             *guest.gpr(register) = random.pick(&[near, near, CODE, 0, 1 << 63]);
         }
+        // Exceptions of every kind may be unmasked and pending: no stub faults.
+        let mut fpu = FpuState::new();
+        fpu.set_mxcsr(u32::try_from(random.next() & 0xffff).unwrap());
+        fpu.set_x87_u16(0, u16::try_from(random.next() & 0xf7f).unwrap());
+        fpu.set_x87_u16(2, u16::try_from(random.next() & 0x7f7f).unwrap());
+        fpu.settle_x87();
+        guest.interpreter.load_fpu(&fpu);
+        guest.interpreter.model().xcr0 = Some(7);
         guest.context.rip = CODE + 0xfe0;
         let mut exit = guest.run_for(100);
         for _ in 0..4 {

@@ -12,12 +12,13 @@
 
 use crate::{
     machine::{ALL, Machine},
-    native::{AT, CODE, DATA, DATA_LEN, Native, State, TAKEN},
-    random::{Random, instruction},
+    native::{AT, Area, CODE, DATA, DATA_LEN, Native, State, TAKEN},
+    random::{Random, float, instruction, vector_instruction},
 };
 use guest_abi::addr::Mfn;
 use hypervisor::{
     cpu::{Context, Trap, reg},
+    fpu::{FpuState, at},
     interp::{Exit, Interpreter},
 };
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, Mnemonic, OpKind, Register};
@@ -39,6 +40,7 @@ struct Bench {
     data: [Mfn; 2],
     interpreter: Interpreter,
     native: Native,
+    source: fn(&mut Random) -> Vec<u8>,
     done: BTreeMap<String, u32>,
     refused: BTreeMap<String, u32>,
 }
@@ -48,6 +50,7 @@ struct Case {
     bytes: Vec<u8>,
     instruction: Instruction,
     state: State,
+    fpu: FpuState,
 }
 
 fn decode(bytes: &[u8]) -> Instruction {
@@ -55,7 +58,7 @@ fn decode(bytes: &[u8]) -> Instruction {
 }
 
 impl Bench {
-    fn new(seed: u64) -> Self {
+    fn new(seed: u64, source: fn(&mut Random) -> Vec<u8>) -> Self {
         let machine = Arc::new(Machine::new(32));
         let root = machine.alloc();
         let code = machine.map_new(root, CODE, ALL);
@@ -71,6 +74,7 @@ impl Bench {
             code,
             data,
             native: Native::new(),
+            source,
             done: BTreeMap::new(),
             refused: BTreeMap::new(),
         };
@@ -124,9 +128,10 @@ impl Bench {
 
     /// A case that will touch the data pages only, if it touches memory.
     fn case(&mut self) -> Option<Case> {
-        let bytes = instruction(&mut self.random);
+        let bytes = (self.source)(&mut self.random);
         let instruction = decode(&bytes);
-        if instruction.is_invalid() {
+        let random = matches!(instruction.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed);
+        if instruction.is_invalid() || random {
             return None;
         }
         let state = self.state();
@@ -134,6 +139,7 @@ impl Bench {
             bytes,
             instruction,
             state,
+            fpu: self.fpu(),
         };
         case.bytes.truncate(instruction.len());
         self.implied(&mut case);
@@ -141,6 +147,39 @@ impl Bench {
         self.memory(&mut case)?;
         self.pointers(&mut case);
         Some(case)
+    }
+
+    /// Any x87, MMX, SSE and AVX state with all exceptions masked.
+    fn fpu(&mut self) -> FpuState {
+        let mut area = [0; 832];
+        for bytes in area.chunks_exact_mut(8) {
+            bytes.copy_from_slice(&float(&mut self.random).to_le_bytes());
+        }
+        let random = &mut self.random;
+        let mut word = |at: usize, value: u64| {
+            area[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        };
+        let control = 0x37f & (random.next() | 0xff) | random.next() & 0xc00;
+        let status = random.next() & 0x7f7f;
+        let some = random.next() & 0xff;
+        let tags = random.pick(&[0, 0xff, some]);
+        word(at::FCW, control | (status << 16) | (tags << 32));
+        word(at::FIP, random.next() >> 20);
+        word(at::FDP, random.next() >> 20);
+        let mxcsr = 0x1f80 | random.next() & 0x603f | random.pick(&[0, 0, 0x8040]);
+        word(at::MXCSR, mxcsr);
+        word(at::XSTATE_BV, 7);
+        word(at::XCOMP_BV, 0);
+        for st in 0..8 {
+            // An exponent of the middle, or a number from memory.
+            if random.below(3) == 0 {
+                let exponent = 0x3fff + random.below(80) - 40;
+                area[at::ST + 16 * st + 7] |= 0x80;
+                area[at::ST + 16 * st + 8..][..2].copy_from_slice(&exponent.to_le_bytes()[..2]);
+            }
+            area[at::ST + 16 * st + 10..at::ST + 16 * st + 16].fill(0);
+        }
+        FpuState::from_xsave(&area)
     }
 
     /// Registers that an instruction uses without naming them.
@@ -223,7 +262,13 @@ impl Bench {
         if !is_lea(&i) && !(MIDDLE - 0x800..MIDDLE + 0x800).contains(&case.address()) {
             return None;
         }
-        if i.mnemonic() == Mnemonic::Cmpxchg16b && self.random.below(4) != 0 && wide(base) {
+        let whole = i.memory_size().size() >= 16 || i.mnemonic() == Mnemonic::Cmpxchg16b;
+        if i.memory_size().size() >= 16 && wide(base) && index == Register::None {
+            let low = case.address() & 31;
+            if self.random.below(2) == 0 {
+                case.state.gpr[base.number()] -= low;
+            }
+        } else if whole && self.random.below(4) != 0 && wide(base) {
             let low = case.address() & 15;
             case.state.gpr[base.number()] -= low;
         }
@@ -261,6 +306,17 @@ impl Bench {
         }
     }
 
+    fn rounds(&mut self, rounds: u64) {
+        for round in 0..rounds {
+            if let Some(case) = self.case() {
+                self.check(&case);
+            }
+            if round % 20_000 == 0 {
+                self.fill();
+            }
+        }
+    }
+
     fn check(&mut self, case: &Case) {
         let name = format!("{:?}", case.instruction.mnemonic());
         let mut page = [HLT; 0x100];
@@ -273,6 +329,7 @@ impl Bench {
             ..Context::default()
         };
         let go = AtomicBool::new(false);
+        self.interpreter.load_fpu(&case.fpu);
         let exit = self.interpreter.run(&mut context, self.root, 10_000, &go);
         let next = CODE + AT + case.bytes.len() as u64;
         let through = matches!(exit, Exit::Trap(Trap::Exception { vector: 13, .. }))
@@ -282,18 +339,26 @@ impl Bench {
             self.copy_back();
             return;
         }
+        let mut area = Area([0; 832]);
+        case.fpu.to_xsave(&mut area.0);
         let mut state = case.state;
+        state.area = std::ptr::from_mut(&mut area).expose_provenance() as u64;
         let went = self.native.run(&case.bytes, &mut state);
+        state.area = 0;
+        // What the processor keeps of an instruction that only looks.
+        let theirs = FpuState::from_xsave(&area.0);
+        let ours_fpu = self.interpreter.fpu().expect("it was loaded").clone();
         let mut ours = State {
             gpr: context.gpr,
             rflags: context.rflags,
+            area: 0,
         };
         ours.rflags &= !unlike(&case.instruction);
         state.rflags &= !unlike(&case.instruction);
-        let same = ours == state && went == context.rip && self.same_data();
+        let same = ours == state && went == context.rip && self.same_data() && ours_fpu == theirs;
         assert!(
             same,
-            "{} = {:x?}\nbefore    {:x?}\nprocessor {:x?} at {went:#x}\nours      {:x?} at {:#x}\nmemory the same: {}",
+            "{} = {:x?}\nbefore    {:x?}\nprocessor {:x?} at {went:#x}\nours      {:x?} at {:#x}\nmemory the same: {}\nXSAVE area {}",
             text(&case.instruction),
             case.bytes,
             case.state,
@@ -301,6 +366,7 @@ impl Bench {
             ours,
             context.rip,
             self.same_data(),
+            differences(&case.fpu, &theirs, &ours_fpu),
         );
         *self.done.entry(name).or_default() += 1;
     }
@@ -385,6 +451,29 @@ fn unlike(i: &Instruction) -> u64 {
     }
 }
 
+/// Words of the XSAVE area that the two sides disagree in.
+fn differences(before: &FpuState, theirs: &FpuState, ours: &FpuState) -> String {
+    let words = |state: &FpuState| -> Vec<u64> {
+        let words = state.bytes().chunks_exact(8);
+        words
+            .map(|word| u64::from_le_bytes(word.try_into().unwrap()))
+            .collect()
+    };
+    let (before, theirs, ours) = (words(before), words(theirs), words(ours));
+    (0..before.len())
+        .filter(|n| theirs[*n] != ours[*n])
+        .map(|n| {
+            format!(
+                "{}: {:x}, processor {:x}, ours {:x}; ",
+                8 * n,
+                before[n],
+                theirs[n],
+                ours[n]
+            )
+        })
+        .collect()
+}
+
 fn text(i: &Instruction) -> String {
     use iced_x86::{Formatter, NasmFormatter};
     let mut out = String::new();
@@ -398,18 +487,34 @@ fn setting(name: &str, default: u64) -> u64 {
 
 #[test]
 fn every_instruction_does_what_this_processor_does() {
-    let mut bench = Bench::new(setting("DOMUS_TEST_SEED", 1));
-    for round in 0..setting("DOMUS_TEST_ROUNDS", 300_000) {
-        if let Some(case) = bench.case() {
-            bench.check(&case);
-        }
-        if round % 20_000 == 0 {
-            bench.fill();
-        }
-    }
+    let mut bench = Bench::new(setting("DOMUS_TEST_SEED", 1), instruction);
+    bench.rounds(setting("DOMUS_TEST_ROUNDS", 300_000));
     let few: Vec<_> = bench.done.iter().filter(|(_, n)| **n < 20).collect();
     println!("compared {:?}\nrefused {:?}", bench.done, bench.refused);
     let total: u32 = bench.done.values().sum();
     assert!(total > 60_000, "only {total} comparisons");
     assert!(few.len() < 10, "too few comparisons of {few:?}");
+}
+
+#[test]
+fn every_vector_instruction_does_what_this_processor_does() {
+    let mut bench = Bench::new(setting("DOMUS_TEST_SEED", 2), vector_instruction);
+    bench.rounds(setting("DOMUS_TEST_ROUNDS", 300_000));
+    println!("compared {:?}\nrefused {:?}", bench.done, bench.refused);
+    let total: u32 = bench.done.values().sum();
+    assert!(total > 60_000, "only {total} comparisons");
+    for wanted in [
+        "Paddd",
+        "Vpaddd",
+        "Cvttsd2si",
+        "Vfmadd231pd",
+        "Fadd",
+        "Pcmpistri",
+        "Movdqu",
+    ] {
+        assert!(
+            bench.done.contains_key(wanted),
+            "{wanted} was never compared"
+        );
+    }
 }

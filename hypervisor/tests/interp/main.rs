@@ -6,6 +6,7 @@
 mod atomics;
 mod code;
 mod differential;
+mod fpu;
 mod guest;
 mod machine;
 mod native;

@@ -28,7 +28,13 @@ const MARKER: u64 = 0x800;
 pub struct State {
     pub gpr: [u64; 16],
     pub rflags: u64,
+    /// Address of an [`Area`] to load first and to save to afterwards, or 0.
+    pub area: u64,
 }
+
+/// An XSAVE area: x87, SSE and AVX in the standard format.
+#[repr(C, align(64))]
+pub struct Area(pub [u8; 832]);
 
 global_asm!(
     ".globl domus_test_enter",
@@ -50,6 +56,13 @@ global_asm!(
     "mov [rip + domus_test_state], rdi",
     "mov [rip + domus_test_stack], rsp",
     "mov [rip + domus_test_target], rsi",
+    "mov rcx, [rdi + 136]",
+    "test rcx, rcx",
+    "jz 2f",
+    "mov eax, 7",
+    "xor edx, edx",
+    "xrstor64 [rcx]",
+    "2:",
     "push qword ptr [rdi + 128]",
     "popfq",
     "mov rax, [rdi]",
@@ -94,6 +107,18 @@ global_asm!(
     "pop qword ptr [rdi + 128]",
     "push 0x202",
     "popfq",
+    "mov rcx, [rdi + 136]",
+    "test rcx, rcx",
+    "jz 2f",
+    "mov eax, 7",
+    "xor edx, edx",
+    "xsave64 [rcx]",
+    "fninit",
+    "push 0x1f80",
+    "ldmxcsr [rsp]",
+    "pop rcx",
+    "vzeroupper",
+    "2:",
     "pop r15",
     "pop r14",
     "pop r13",

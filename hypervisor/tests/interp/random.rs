@@ -122,3 +122,79 @@ fn vex(random: &mut Random, bytes: &mut Vec<u8>) {
     let opcodes = [0xf2, 0xf3, 0xf5, 0xf6, 0xf7];
     bytes.push(if rorx { 0xf0 } else { random.pick(&opcodes) });
 }
+
+/// SSE opcodes behind 0f.
+const SSE: &[(u8, u8)] = &[
+    (0x10, 0x17),
+    (0x28, 0x2f),
+    (0x50, 0x7f),
+    (0xc2, 0xc2),
+    (0xc4, 0xc6),
+    (0xd0, 0xff),
+];
+/// Behind 0f 38.
+const SSE_38: &[(u8, u8)] = &[
+    (0x00, 0x0b),
+    (0x10, 0x1e),
+    (0x20, 0x41),
+    (0xc8, 0xcf),
+    (0xdb, 0xdf),
+];
+/// Behind 0f 3a.
+const SSE_3A: &[(u8, u8)] = &[
+    (0x08, 0x0f),
+    (0x14, 0x17),
+    (0x20, 0x22),
+    (0x40, 0x44),
+    (0x60, 0x63),
+    (0xcc, 0xcf),
+    (0xdf, 0xdf),
+];
+
+/// Bytes that begin with a plausible vector, MMX or x87 instruction.
+pub fn vector_instruction(random: &mut Random) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    match random.below(8) {
+        0 => bytes.extend([0xd8 | (random.byte() & 7)]),
+        1 => bytes.extend([0x0f, random.pick(&[0xae, 0x77, 0xc3])]),
+        2..5 => {
+            let prefixes: &[&[u8]] = &[&[], &[0x66], &[0x66], &[0xf3], &[0xf2]];
+            bytes.extend(random.pick(prefixes));
+            if random.below(2) == 0 {
+                bytes.push(0x40 | (random.byte() & 15));
+            }
+            match random.below(4) {
+                0 => bytes.extend([0x0f, 0x38, opcode(random, SSE_38)]),
+                1 => bytes.extend([0x0f, 0x3a, opcode(random, SSE_3A)]),
+                _ => bytes.extend([0x0f, opcode(random, SSE)]),
+            }
+        }
+        _ => {
+            bytes.extend([0xc4, (random.byte() & 0xe0) | random.pick(&[1, 2, 3])]);
+            let unused = if random.below(2) == 0 { 0x78 } else { 0 };
+            bytes.extend([random.byte() | unused, random.byte()]);
+        }
+    }
+    for _ in 0..12 {
+        bytes.push(random.byte());
+    }
+    bytes.truncate(15);
+    bytes
+}
+
+/// Numbers that floating-point arithmetic is likely to get wrong, and any.
+pub fn float(random: &mut Random) -> u64 {
+    let single = |n: u64| n | n << 32;
+    match random.below(12) {
+        0 => 0x7ff0_0000_0000_0000 | random.below(3) << 50,
+        1 => single(0x7f80_0000 | random.below(3) << 21),
+        2 => 0x8000_0000_8000_0000,
+        3 => random.below(8),
+        4 => single(random.below(8) | 0x8000_0000),
+        5 => single(0x3f80_0000),
+        6 => 1f64.to_bits() + random.below(3),
+        7 => (random.below(1 << 20) as f64).to_bits(),
+        8 => random.next() & !(0x7ff << 52) | (1023 + random.below(64) - 32) << 52,
+        _ => random.value(),
+    }
+}

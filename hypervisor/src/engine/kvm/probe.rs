@@ -3,7 +3,7 @@
 //! Law: the answer comes from a trial, never from a module's name or a CPUID
 //! bit: a KVM inside another machine is what it does.
 
-use super::{KvmVm, install_monitor};
+use super::{KvmVcpu, KvmVm, install_monitor};
 use crate::{
     cpu::{Context, Trap, reg},
     emulate::CpuidPolicy,
@@ -29,6 +29,8 @@ pub struct Traits {
     pub trap: Duration,
     /// The same on average.
     pub average: Duration,
+    /// XCR0 as ring 3 sees it whatever the guest sets, where that is so.
+    pub fixed_xcr0: Option<u64>,
 }
 
 impl Traits {
@@ -61,6 +63,8 @@ pub fn probe(kvm: &Kvm, cpuid: &CpuidPolicy) -> Result<Traits, EngineError> {
     }
     // syscall; jmp back to it
     memory.write(word(4, 0), &[0x0f, 0x05, 0xeb, 0xfc]);
+    // xor ecx, ecx; xgetbv; syscall
+    memory.write(word(4, 8), &[0x31, 0xc9, 0x0f, 0x01, 0xd0, 0x0f, 0x05]);
     let mut vcpu = vm.create_vcpu(0)?;
     let mut context = Context {
         rip: CODE,
@@ -89,8 +93,30 @@ pub fn probe(kvm: &Kvm, cpuid: &CpuidPolicy) -> Result<Traits, EngineError> {
             )));
         }
     }
+    let fixed_xcr0 = fixed_xcr0(&mut vcpu, frame(0), CODE + 64);
     Ok(Traits {
         trap: quickest,
         average: total / ROUNDS,
+        fixed_xcr0,
     })
+}
+
+/// XCR0 that ring 3 reads by the code at `rip`, if it is not what was set.
+fn fixed_xcr0(vcpu: &mut KvmVcpu, root: Mfn, rip: u64) -> Option<u64> {
+    const X87: u64 = 1;
+    vcpu.set_xcr0(X87).ok()?;
+    let mut context = Context {
+        rip,
+        rflags: 0x202,
+        ..Context::default()
+    };
+    let trap = vcpu.run(&mut Entry {
+        context: &mut context,
+        root,
+        flush: false,
+        writes: &mut TableWrites::default(),
+    });
+    let gpr = &context.gpr;
+    let seen = gpr[reg::RDX] << 32 | gpr[reg::RAX];
+    (matches!(trap, Ok(Trap::Syscall)) && seen != X87).then_some(seen)
 }

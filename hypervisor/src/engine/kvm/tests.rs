@@ -291,3 +291,37 @@ fn cpuid_in_ring_3_shows_no_more_than_the_table() {
         }
     }
 }
+
+#[test]
+fn vector_registers_move_between_kvm_and_the_process() {
+    // movq %rax, %xmm3; fld1; syscall; movq %xmm3, %rax; syscall
+    let code = [
+        0x66, 0x48, 0x0f, 0x6e, 0xd8, 0xd9, 0xe8, 0x0f, 0x05, 0x66, 0x48, 0x0f, 0x7e, 0xd8, 0x0f,
+        0x05,
+    ];
+    let mut guest = TinyGuest::new(&code);
+    guest.context.gpr[reg::RAX] = 0x1122_3344_5566_7788;
+    assert_eq!(guest.run(), Trap::Syscall);
+    let mut state = guest.vcpu.fpu().unwrap();
+    assert_eq!(state.ymm(3)[..2], [0x88, 0x77]);
+    assert_eq!(
+        state.x87_u16(crate::fpu::at::TAGS),
+        0x80,
+        "one x87 register is used"
+    );
+    state.set_ymm(3, &[0x5a; 32]);
+    guest.vcpu.set_fpu(&state).unwrap();
+    assert_eq!(guest.run(), Trap::Syscall);
+    assert_eq!(guest.context.gpr[reg::RAX], 0x5a5a_5a5a_5a5a_5a5a);
+    let after = guest.vcpu.fpu().unwrap();
+    assert_eq!((after.ymm(3), after.in_use()), ([0x5a; 32], 7));
+    let start = Instant::now();
+    for _ in 0..1000 {
+        guest.vcpu.set_fpu(&state).unwrap();
+        state = guest.vcpu.fpu().unwrap();
+    }
+    println!(
+        "KVM_SET_XSAVE and KVM_GET_XSAVE: {:?}",
+        start.elapsed() / 1000
+    );
+}

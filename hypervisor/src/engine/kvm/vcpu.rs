@@ -13,15 +13,17 @@ use super::{
 use crate::{
     cpu::{Context, Trap, reg},
     engine::{EngineCounts, EngineError, Entry, FIXED_FLAGS, TableWrite, USER_FLAGS, kick},
+    fpu::FpuState,
     memory::MachineMemory,
 };
 use guest_abi::addr::{GuestVirt, MachineAddr};
 use kvm_bindings::{
     KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_regs, kvm_segment, kvm_sregs,
-    kvm_xcrs,
+    kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{SyncReg, VcpuExit, VcpuFd};
 use std::{os::fd::AsRawFd, ptr, sync::Arc};
+use zerocopy::IntoBytes;
 
 /// CR0: PE MP ET NE WP AM PG.
 const CR0: u64 = 0x8005_0033;
@@ -63,6 +65,8 @@ pub struct KvmVcpu {
     memory: Arc<MachineMemory>,
     /// CR3 as KVM last had it.
     cr3: u64,
+    /// The XSAVE area as KVM last gave it, with what the process does not use.
+    xsave: Box<kvm_xsave>,
     counts: EngineCounts,
 }
 
@@ -78,6 +82,7 @@ impl KvmVcpu {
             area: VcpuArea(id),
             memory,
             cr3: 0,
+            xsave: Box::default(),
             counts: EngineCounts::default(),
         };
         for set in [
@@ -171,6 +176,31 @@ impl KvmVcpu {
             .map_err(EngineError::kvm("KVM_SET_XCRS"))
     }
 
+    /// The vector and x87 state, which stays in KVM's hands until the next
+    /// entry.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn fpu(&mut self) -> Result<FpuState, EngineError> {
+        *self.xsave = self
+            .fd
+            .get_xsave()
+            .map_err(EngineError::kvm("KVM_GET_XSAVE"))?;
+        Ok(FpuState::from_xsave(self.xsave.region.as_bytes()))
+    }
+
+    /// Gives KVM another vector and x87 state. Components that
+    /// [`FpuState`] lacks stay as [`fpu`](Self::fpu) found them.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn set_fpu(&mut self, state: &FpuState) -> Result<(), EngineError> {
+        state.to_xsave(self.xsave.region.as_mut_bytes());
+        // SAFETY: the state has no feature that was enabled dynamically, so the
+        // structure is as large as KVM reads.
+        unsafe { self.fd.set_xsave(&self.xsave) }.map_err(EngineError::kvm("KVM_SET_XSAVE"))
+    }
+
     /// Makes the calling thread the one that [the kick signal](kick::kick_signal) takes out of this
     /// vCPU's VM.
     pub fn adopt_thread(&mut self) {
@@ -178,13 +208,24 @@ impl KvmVcpu {
         kick::watch_kvm_run(flag.cast());
     }
 
-    /// The selectors that ring 3 reads: ES, CS, SS, DS, FS and GS. Those of
-    /// code and stack never change; the others are not known, since a KVM that
-    /// runs ring 3 natively reports what it was given, not what ring 3 loaded.
+    /// The selectors of ES, CS, SS, DS, FS and GS at the start of day.
     #[must_use]
-    pub fn selectors() -> [Option<u16>; 6] {
+    pub fn initial_selectors() -> [Option<u16>; 6] {
+        [0, selector::USER_CODE, selector::USER_DATA, 0, 0, 0].map(Some)
+    }
+
+    /// The selectors of ES, CS, SS, DS, FS and GS, as KVM tells them.
+    ///
+    /// A KVM that runs ring 3 natively tells what it was given, null, and not
+    /// what ring 3 has loaded since. There a guest's own descriptors do not exist
+    /// either; in 64-bit code the difference shows in nothing but the number read.
+    #[must_use]
+    pub fn selectors(&self) -> [Option<u16>; 6] {
+        let sregs = &self.fd.sync_regs().sregs;
         let (cs, ss) = (selector::USER_CODE, selector::USER_DATA);
-        [None, Some(cs), Some(ss), None, None, None]
+        let data = [sregs.es, sregs.ds, sregs.fs, sregs.gs].map(|segment| segment.selector);
+        let [es, ds, fs, gs] = data;
+        [es, cs, ss, ds, fs, gs].map(Some)
     }
 
     /// What was counted so far.

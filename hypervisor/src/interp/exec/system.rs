@@ -24,7 +24,8 @@ fn privileged(cpu: &mut Cpu, _: &Op) -> Outcome {
     cpu.fault(vector::GP, 0)
 }
 
-fn undefined(cpu: &mut Cpu, _: &Op) -> Outcome {
+/// #UD.
+pub fn undefined(cpu: &mut Cpu, _: &Op) -> Outcome {
     cpu.fault(vector::UD, 0)
 }
 

@@ -13,6 +13,7 @@ mod atomic;
 mod bits;
 mod memory;
 mod muldiv;
+mod stub;
 mod word;
 
 pub use arith::{Arith, WideArith};
@@ -20,6 +21,7 @@ pub use atomic::{Atomic, WideAtomic, cmpxchg16b};
 pub use bits::{BitWord, Checksum, VexWord};
 pub use memory::{FramePtr, HostPtr, Memory, copy_out, same_bytes, time_stamp};
 pub use muldiv::MulDiv;
+pub use stub::{HOST_MXCSR, SCRATCH, Stub, StubFrame, StubMemory};
 pub use word::Word;
 
 use std::sync::LazyLock;
