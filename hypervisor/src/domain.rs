@@ -23,7 +23,7 @@ use crate::{
         kvm::{MFN_SHARED_INFO, install_monitor},
     },
     events::{DomainKey, EventChannels, Limits, TwoLevel, VcpuWaker},
-    grants::{GrantTable, MapTrack, ProcessTarget},
+    grants::{GrantTable, MapTrack},
     hypervisor::Host,
     interp::GuestPhys,
     memory::{BASE_MFN, MachineMemory, MemoryError},
@@ -33,6 +33,7 @@ use crate::{
     time::{publish_time, publish_wallclock},
     trace::Tracer,
     vcpu::{VcpuShared, request},
+    window::{ForeignWindow, WindowError},
 };
 use domus_privcmd::protocol::GrantLimits;
 use guest_abi::{
@@ -52,6 +53,9 @@ use uuid::Uuid;
 /// some tens of milliseconds.
 const PAGING_BUDGET: u32 = 4096;
 
+/// Grants that a guest can map for each frame of its map track, as on Xen.
+const MAPPINGS_PER_FRAME: u32 = 256;
+
 /// A guest's highest event channel, as Xen's tools set it.
 const MAX_GUEST_PORT: u32 = 1023;
 
@@ -64,6 +68,12 @@ pub enum DomainError {
     /// Its engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Its window.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    /// The numbers of foreign frames.
+    #[error("the frame table takes no foreign frames: {0}")]
+    ForeignFrames(Errno),
     /// Its frame table.
     #[error("the frame table refused {pages} pages: {source}")]
     Paging {
@@ -126,6 +136,7 @@ pub struct Domain {
     pub maps: MapTrack,
     /// The console has been told of an instruction that the engine lacks.
     pub(crate) told_unknown: AtomicBool,
+    making_window: Mutex<()>,
     life: Mutex<Life>,
 }
 
@@ -241,13 +252,34 @@ impl Domain {
             tracer: Arc::default(),
             debugger: Debugger::default(),
             grants,
-            maps: MapTrack::new(spec.id, 0, Arc::new(ProcessTarget)),
             told_unknown: AtomicBool::new(false),
+            maps: MapTrack::new(spec.id, spec.grants.maptrack_frames * MAPPINGS_PER_FRAME),
+            making_window: Mutex::default(),
             life: Mutex::new(Life {
                 pauses: 1,
                 ..Life::default()
             }),
         }))
+    }
+
+    /// Where its VM finds what others granted it; made at the first call.
+    ///
+    /// # Errors
+    /// [`WindowError`] or [`EngineError`].
+    pub fn window(&self) -> Result<&Arc<ForeignWindow>, DomainError> {
+        let _making = lock(&self.making_window);
+        if let Some(window) = self.space.window() {
+            return Ok(window);
+        }
+        let start = self.space.window_start();
+        let window = Arc::new(ForeignWindow::new(start)?);
+        self.engines.add_window(&window)?;
+        let in_use = self.space.set_window(window);
+        in_use.map_err(DomainError::ForeignFrames)?;
+        tracing::debug!(domain = self.id.0, %start, "window for grants");
+        self.space
+            .window()
+            .ok_or(DomainError::ForeignFrames(Errno::EINVAL))
     }
 
     /// Whether it runs, and why not.

@@ -27,3 +27,4 @@ pub mod time;
 pub mod trace;
 pub mod vcpu;
 pub mod version;
+pub mod window;

@@ -11,12 +11,13 @@ use crate::{
         TableWrite, TableWrites,
         kvm::{HypervisorSlots, MFN_GRANTS, MFN_SHARED_INFO, MFN_TABLES},
     },
-    grants::{FrameRefused, GrantMemory},
+    grants::{FramePlace, FrameRefused, GrantMemory, Granted},
     interp::{Frame, FramePtr, FrameUse, GuestPhys},
     memory::{BASE_MFN, MachineMemory},
     paging::{FrameType, LowAccess, Paging, TableStore},
     shared_words::SharedWords,
     vcpu::{VcpuShared, request},
+    window::{ForeignWindow, WINDOW_FRAMES},
 };
 use guest_abi::{
     addr::{DomId, MachineAddr, Mfn, VcpuId},
@@ -26,10 +27,13 @@ use std::{
     cell::{Cell, RefCell},
     ptr::NonNull,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering},
     },
 };
+
+/// The window starts at a multiple of this.
+const LARGE_PAGE: u64 = 2 << 20;
 
 /// What the process notes of each RAM frame, for a KVM that shadows tables.
 #[derive(Debug)]
@@ -61,6 +65,8 @@ pub struct Space {
     epoch: AtomicU64,
     /// Grant table frames handed out.
     grant_frames: AtomicU64,
+    /// What others granted and this domain has mapped; made with the first.
+    window: OnceLock<Arc<ForeignWindow>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -91,6 +97,7 @@ impl Space {
             notes: FrameNotes(notes),
             epoch: AtomicU64::new(0),
             grant_frames: AtomicU64::new(0),
+            window: OnceLock::new(),
         }
     }
 
@@ -168,6 +175,55 @@ impl Space {
         result
     }
 
+    /// The first machine frame that is free for a window.
+    #[must_use]
+    pub fn window_start(&self) -> Mfn {
+        MachineAddr(self.memory.end().next_multiple_of(LARGE_PAGE)).frame()
+    }
+
+    /// The window, once there is one.
+    #[must_use]
+    pub fn window(&self) -> Option<&Arc<ForeignWindow>> {
+        self.window.get()
+    }
+
+    /// Takes a window into use. The first one stays.
+    ///
+    /// # Errors
+    /// `EINVAL` for one whose frames mean something already.
+    pub fn set_window(&self, window: Arc<ForeignWindow>) -> Result<(), Errno> {
+        self.lock_mm()
+            .add_foreign_frames(window.first(), WINDOW_FRAMES)?;
+        self.window.set(window).map_err(|_| Errno::EEXIST)
+    }
+
+    /// The grant mapped at a frame of the window; `None` for other frames.
+    /// It is not to be dropped with a lock held.
+    #[must_use]
+    pub fn foreign(&self, mfn: Mfn) -> Option<Arc<Granted>> {
+        self.window()?.granted(mfn)
+    }
+
+    /// A frame of the window, for an interpreter. What it caches of it goes
+    /// with the next flush, and the use of the grant ends after that.
+    fn foreign_frame(&self, mfn: Mfn) -> Option<Frame> {
+        let framed = self.window()?.with_granted(mfn, |granted| {
+            let usage = if granted.is_writable() {
+                FrameUse::Write
+            } else {
+                FrameUse::Read
+            };
+            let place = granted.granter().memory().place(granted.frame())?;
+            // SAFETY: the granting domain's memory is mapped as long as the
+            // use of the grant lasts. It ends after all vCPUs have dropped
+            // their translations (`Ended`); guest memory is only accessed by
+            // volatile and atomic accesses.
+            let ptr = unsafe { FramePtr::new(place.address) };
+            Some(Frame { ptr, usage })
+        });
+        framed.flatten()
+    }
+
     fn is_grant_frame(&self, mfn: Mfn) -> bool {
         let used = self.grant_frames.load(Ordering::Relaxed);
         mfn.checked_offset_from(MFN_GRANTS)
@@ -209,6 +265,9 @@ impl SharedWords for MachineMemory {
 
 impl GuestPhys for Space {
     fn frame(&self, mfn: Mfn) -> Option<Frame> {
+        if self.window().is_some_and(|window| window.contains(mfn)) {
+            return self.foreign_frame(mfn);
+        }
         // First what the guest may use: shared_info lies behind the tables.
         let own = self.memory.is_ram(mfn) || mfn == MFN_SHARED_INFO || self.is_grant_frame(mfn);
         let usage = if own {
@@ -272,6 +331,19 @@ impl GrantMemory for Space {
     fn write(&self, to: MachineAddr, bytes: &[u8]) -> bool {
         self.note_written(to.frame());
         self.memory.write(to, bytes).is_some()
+    }
+
+    fn place(&self, frame: Mfn) -> Option<FramePlace<'_>> {
+        let memory = &self.memory;
+        if !memory.is_ram(frame) {
+            return None;
+        }
+        let slice = memory.slice(frame.addr()?, 4096)?;
+        Some(FramePlace {
+            file: memory.ram_fd(),
+            offset: frame.addr()?.0.checked_sub(BASE_MFN.addr()?.0)?,
+            address: NonNull::new(slice.ptr_guard_mut().as_ptr())?,
+        })
     }
 
     fn new_table_frame(&self) -> Option<Mfn> {

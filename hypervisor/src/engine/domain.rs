@@ -6,9 +6,11 @@
 //! table yet, so none can be older than the tables.
 
 use super::{Engine, EngineError, EngineKind, KvmHost, SoftVcpu, kvm::KvmVm};
-use crate::{emulate::CpuidPolicy, interp::GuestPhys, memory::MachineMemory};
+use crate::{
+    emulate::CpuidPolicy, interp::GuestPhys, memory::MachineMemory, window::ForeignWindow,
+};
 use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
+    Arc, Mutex, MutexGuard, OnceLock, PoisonError,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
@@ -17,6 +19,8 @@ pub struct Engines {
     memory: Arc<MachineMemory>,
     cpuid: CpuidPolicy,
     current: Mutex<Current>,
+    /// What others granted, once the domain maps some of it.
+    window: OnceLock<Arc<ForeignWindow>>,
     /// Counts changes.
     generation: AtomicU64,
 }
@@ -50,12 +54,27 @@ impl Engines {
             }),
             memory,
             cpuid,
+            window: OnceLock::new(),
             generation: AtomicU64::new(0),
         })
     }
 
     fn lock(&self) -> MutexGuard<'_, Current> {
         self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the domain reach a window, now and after each change of the engine.
+    /// The first one stays.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn add_window(&self, window: &Arc<ForeignWindow>) -> Result<(), EngineError> {
+        let current = self.lock();
+        if let Some(vm) = &current.vm {
+            vm.add_window(window)?;
+        }
+        let _ = self.window.set(Arc::clone(window));
+        Ok(())
     }
 
     /// The engine in use.
@@ -112,6 +131,9 @@ impl Engines {
                 make(vm.as_ref(), id, &self.cpuid, phys, &interrupt).map(|engine| (id, engine))
             })
             .collect::<Result<_, _>>()?;
+        if let (Some(vm), Some(window)) = (&vm, self.window.get()) {
+            vm.add_window(window)?;
+        }
         Ok(Prepared(Current { vm, ready }))
     }
 
@@ -120,6 +142,12 @@ impl Engines {
     pub fn change(&self, to: Prepared) {
         let mut current = self.lock();
         let old = std::mem::replace(&mut *current, to.0);
+        // One that was made since the preparation.
+        if let (Some(vm), Some(window)) = (&current.vm, self.window.get())
+            && let Err(error) = vm.add_window(window)
+        {
+            tracing::error!(%error, "the new VM has no window for grants");
+        }
         self.generation.fetch_add(1, Ordering::SeqCst);
         drop(current);
         drop(old);

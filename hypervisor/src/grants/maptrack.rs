@@ -1,12 +1,15 @@
 //! The using side: mappings of other domains' grants, by handle.
 //!
-//! A guest has one [`MapTrack`], with room for none: guests map nothing of each
-//! other yet. A Dom0 process has one for each of its connections
+//! A guest has one [`MapTrack`]: its mappings are entries of its page tables
+//! ([`MapTarget`]). A Dom0 process has one for each of its connections
 //! ([`ProcessTarget`]), which ends with the connection, and with it every
 //! mapping that it held.
 //!
-//! Law: a mapping is published under its handle after all of it is there, and
-//! is taken out before any of it goes. In between nobody else finds it.
+//! Laws:
+//! - A mapping is published under its handle after all of it is there, and
+//!   is taken out before any of it goes. In between nobody else finds it.
+//! - What an unmap has ended ([`Ended`]) still holds the grant, and is dropped
+//!   when no CPU has a translation of it any more.
 
 use super::{Access, GrantError, GrantTable, Granted, Use};
 use guest_abi::{
@@ -16,26 +19,30 @@ use guest_abi::{
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Where a user's host mappings are put: the page tables of a guest.
-pub trait MapTarget: Send + Sync {
+pub trait MapTarget {
     /// Maps the frame of `granted` as `request` says. Called with no lock of
     /// this module held.
     ///
     /// # Errors
     /// The `GNTST_*` status; then nothing is mapped.
-    fn install(&self, request: &MapRequest, granted: &Granted) -> Result<(), i16>;
+    fn install(&self, request: &MapRequest, granted: &Arc<Granted>) -> Result<Installed, i16>;
 
-    /// Ends the mapping of `granted` that `request` made, at
-    /// `unmap.host_addr`; puts the mapping of `unmap.new_addr` there unless
-    /// that is 0. On return no CPU has a translation of it.
+    /// Ends the mapping of `frame`, as [`Installed`] named it, that `request`
+    /// made, at `unmap.host_addr`; puts the mapping of `unmap.new_addr` there
+    /// unless that is 0. CPUs may have a translation of it for a while: the
+    /// caller sees to that, and then drops the [`Ended`].
     ///
     /// # Errors
     /// The `GNTST_*` status; then the mapping stands.
-    fn remove(
-        &self,
-        request: &MapRequest,
-        unmap: &UnmapRequest,
-        granted: &Granted,
-    ) -> Result<(), i16>;
+    fn remove(&self, request: &MapRequest, unmap: &UnmapRequest, frame: Mfn) -> Result<(), i16>;
+}
+
+/// A host mapping, as its target made it.
+pub struct Installed {
+    /// The frame, as the user knows it.
+    pub frame: Mfn,
+    /// What ends with the mapping, before the use of the grant does.
+    pub place: Option<Box<dyn Send + Sync>>,
 }
 
 /// The target of a Dom0 process: it maps the granting domain's memory file
@@ -44,10 +51,13 @@ pub trait MapTarget: Send + Sync {
 pub struct ProcessTarget;
 
 impl MapTarget for ProcessTarget {
-    fn install(&self, _: &MapRequest, _: &Granted) -> Result<(), i16> {
-        Ok(())
+    fn install(&self, _: &MapRequest, granted: &Arc<Granted>) -> Result<Installed, i16> {
+        Ok(Installed {
+            frame: granted.frame(),
+            place: None,
+        })
     }
-    fn remove(&self, _: &MapRequest, _: &UnmapRequest, _: &Granted) -> Result<(), i16> {
+    fn remove(&self, _: &MapRequest, _: &UnmapRequest, _: Mfn) -> Result<(), i16> {
         Ok(())
     }
 }
@@ -81,7 +91,8 @@ impl MapRequest {
 pub struct MapReply {
     /// Names the mapping for its end.
     pub handle: u32,
-    /// The frame, in the granting domain's machine memory.
+    /// The frame: in the user's machine memory if it is a guest, else in the
+    /// granting domain's.
     pub frame: Mfn,
     /// Whether it may be written.
     pub writable: bool,
@@ -100,12 +111,31 @@ pub struct UnmapRequest {
     pub new_addr: u64,
 }
 
-#[derive(Debug)]
+/// A host mapping in force. Dropped, first its place goes, then the use.
+struct HostMapping {
+    _place: Option<Box<dyn Send + Sync>>,
+    _granted: Arc<Granted>,
+}
+
 struct Mapping {
     request: MapRequest,
     frame: Mfn,
-    host: Option<Granted>,
+    host: Option<HostMapping>,
     device: Option<Granted>,
+}
+
+/// What an unmap has ended: to be dropped when no CPU has a translation of it,
+/// with no lock held.
+#[must_use]
+pub struct Ended {
+    _host: Option<HostMapping>,
+    _device: Option<Granted>,
+}
+
+impl std::fmt::Debug for Ended {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ended")
+    }
 }
 
 enum Slot {
@@ -132,7 +162,6 @@ impl Slots {
 pub struct MapTrack {
     dom: DomId,
     limit: u32,
-    target: Arc<dyn MapTarget>,
     slots: Mutex<Slots>,
 }
 
@@ -152,11 +181,10 @@ impl MapTrack {
     /// No mappings; at most `limit`. With a limit of 0 the user can map
     /// nothing and is told so as a Xen domain with `max_maptrack_frames=0` is.
     #[must_use]
-    pub fn new(dom: DomId, limit: u32, target: Arc<dyn MapTarget>) -> Self {
+    pub fn new(dom: DomId, limit: u32) -> Self {
         MapTrack {
             dom,
             limit,
-            target,
             slots: Mutex::default(),
         }
     }
@@ -178,7 +206,7 @@ impl MapTrack {
         self.len() == 0
     }
 
-    /// `GNTTABOP_map_grant_ref` of a grant of `granter`'s.
+    /// [`map_with`](Self::map_with) for a Dom0 process.
     ///
     /// # Errors
     /// A [`GrantError`]; then nothing is mapped and nothing held.
@@ -187,11 +215,24 @@ impl MapTrack {
         granter: &Arc<GrantTable>,
         request: MapRequest,
     ) -> Result<MapReply, GrantError> {
+        self.map_with(&ProcessTarget, granter, request)
+    }
+
+    /// `GNTTABOP_map_grant_ref` of a grant of `granter`'s.
+    ///
+    /// # Errors
+    /// A [`GrantError`]; then nothing is mapped and nothing held.
+    pub fn map_with(
+        &self,
+        target: &dyn MapTarget,
+        granter: &Arc<GrantTable>,
+        request: MapRequest,
+    ) -> Result<MapReply, GrantError> {
         if !request.asks_for(GNTMAP_HOST_MAP | GNTMAP_DEVICE_MAP) {
             return Err(GrantError::NoMapping(request.flags));
         }
         let handle = self.reserve()?;
-        match self.make(granter, request) {
+        match self.make(target, granter, request) {
             Ok(mapping) => {
                 let reply = MapReply {
                     handle,
@@ -208,7 +249,12 @@ impl MapTrack {
         }
     }
 
-    fn make(&self, granter: &Arc<GrantTable>, request: MapRequest) -> Result<Mapping, GrantError> {
+    fn make(
+        &self,
+        target: &dyn MapTarget,
+        granter: &Arc<GrantTable>,
+        request: MapRequest,
+    ) -> Result<Mapping, GrantError> {
         let acquire = |flag, how| {
             let wanted = request.asks_for(flag);
             let grant = || granter.acquire(request.gref, self.dom, request.access(how));
@@ -216,20 +262,23 @@ impl MapTrack {
         };
         let device = acquire(GNTMAP_DEVICE_MAP, Use::Device)?;
         let host = acquire(GNTMAP_HOST_MAP, Use::Host)?;
-        if let Some(granted) = &host {
-            self.target
-                .install(&request, granted)
-                .map_err(|status| GrantError::Target {
-                    addr: request.host_addr,
-                    status,
-                })?;
+        let mut frame = device.as_ref().map_or(Mfn::INVALID, Granted::frame);
+        let mut mapped = None;
+        if let Some(granted) = host.map(Arc::new) {
+            let addr = request.host_addr;
+            let installed = target
+                .install(&request, &granted)
+                .map_err(|status| GrantError::Target { addr, status })?;
+            frame = installed.frame;
+            mapped = Some(HostMapping {
+                _place: installed.place,
+                _granted: granted,
+            });
         }
-        let either = host.as_ref().or(device.as_ref());
-        let frame = either.map_or(Mfn::INVALID, Granted::frame);
         Ok(Mapping {
             request,
             frame,
-            host,
+            host: mapped,
             device,
         })
     }
@@ -239,9 +288,13 @@ impl MapTrack {
     ///
     /// # Errors
     /// A [`GrantError`]; then the mapping is as before.
-    pub fn unmap(&self, unmap: UnmapRequest) -> Result<(), GrantError> {
+    pub fn unmap_with(
+        &self,
+        target: &dyn MapTarget,
+        unmap: UnmapRequest,
+    ) -> Result<Ended, GrantError> {
         let mut mapping = self.take(unmap.handle)?;
-        let ended = self.end(&mut mapping, unmap);
+        let ended = Self::end(target, &mut mapping, unmap);
         let left = mapping.host.is_some() || mapping.device.is_some();
         let slot = if left {
             Slot::Mapped(mapping)
@@ -249,16 +302,15 @@ impl MapTrack {
             Slot::Free
         };
         self.put(unmap.handle, slot);
-        // What `ended` holds goes here, with no lock held.
-        ended.map(drop)
+        ended
     }
 
     /// Takes the uses that `unmap` ends out of `mapping`.
     fn end(
-        &self,
+        target: &dyn MapTarget,
         mapping: &mut Mapping,
         unmap: UnmapRequest,
-    ) -> Result<[Option<Granted>; 2], GrantError> {
+    ) -> Result<Ended, GrantError> {
         let real = mapping.frame.addr().map_or(0, |at| at.0);
         if unmap.dev_bus_addr != 0 && unmap.dev_bus_addr != real {
             return Err(GrantError::BadBusAddress {
@@ -267,11 +319,9 @@ impl MapTrack {
             });
         }
         let mut host = None;
-        if unmap.host_addr != 0
-            && let Some(granted) = &mapping.host
-        {
-            self.target
-                .remove(&mapping.request, &unmap, granted)
+        if unmap.host_addr != 0 && mapping.host.is_some() {
+            target
+                .remove(&mapping.request, &unmap, mapping.frame)
                 .map_err(|status| GrantError::Target {
                     addr: unmap.host_addr,
                     status,
@@ -283,7 +333,10 @@ impl MapTrack {
         } else {
             None
         };
-        Ok([host, device])
+        Ok(Ended {
+            _host: host,
+            _device: device,
+        })
     }
 
     /// Ends a mapping of a Dom0 process, whatever it consists of.

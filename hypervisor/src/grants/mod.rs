@@ -40,12 +40,14 @@ pub(crate) mod tests;
 
 pub use copy::{copy, read_grant, write_grant};
 pub use error::GrantError;
-pub use maptrack::{MapReply, MapRequest, MapTarget, MapTrack, ProcessTarget, UnmapRequest};
+pub use maptrack::{
+    Ended, Installed, MapReply, MapRequest, MapTarget, MapTrack, ProcessTarget, UnmapRequest,
+};
 pub use pins::{Access, Use};
 pub use table::{ENTRIES_PER_FRAME, GrantTable, Granted};
 
 use guest_abi::addr::{DomId, MachineAddr, Mfn};
-use std::sync::Arc;
+use std::{os::fd::BorrowedFd, ptr::NonNull, sync::Arc};
 
 /// What grants need of the granting domain's memory.
 pub trait GrantMemory: Send + Sync {
@@ -65,10 +67,25 @@ pub trait GrantMemory: Send + Sync {
     /// Copies into memory; `false` where there is none.
     fn write(&self, to: MachineAddr, bytes: &[u8]) -> bool;
 
+    /// Where a RAM frame lies, for mapping it into another VM; `None` if it
+    /// cannot be.
+    fn place(&self, frame: Mfn) -> Option<FramePlace<'_>>;
+
     /// A zeroed frame of the hypervisor's that the domain may map writable and
     /// that lives as long as the domain: for its grant table. `None` if there
     /// is no more.
     fn new_table_frame(&self) -> Option<Mfn>;
+}
+
+/// Where a frame lies.
+#[derive(Debug)]
+pub struct FramePlace<'a> {
+    /// In which file.
+    pub file: BorrowedFd<'a>,
+    /// Where in the file.
+    pub offset: u64,
+    /// Where in this process, writable, for as long as the memory lives.
+    pub address: NonNull<u8>,
 }
 
 /// Why a frame cannot be granted.

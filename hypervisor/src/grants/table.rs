@@ -95,7 +95,9 @@ impl GrantTable {
         self.key
     }
 
-    pub(super) fn memory(&self) -> &dyn GrantMemory {
+    /// The domain's memory.
+    #[must_use]
+    pub fn memory(&self) -> &dyn GrantMemory {
         &*self.memory
     }
 

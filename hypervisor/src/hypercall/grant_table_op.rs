@@ -5,7 +5,10 @@
 //! only for arguments that cannot be read or written.
 
 use crate::{
-    grants::{GrantDomains, GrantError, GrantTable, MapRequest, MapTrack, UnmapRequest, copy},
+    grants::{
+        Ended, GrantDomains, GrantError, GrantTable, MapRequest, MapTarget, MapTrack, UnmapRequest,
+        copy,
+    },
     guest_access::{GuestAccess, GuestAccessExt},
     time::area_address_ok,
 };
@@ -14,7 +17,7 @@ use guest_abi::{
     errno::Errno,
     grant_table::*,
 };
-use std::{mem::offset_of, sync::Arc};
+use std::{cell::RefCell, mem::offset_of, sync::Arc};
 use zerocopy::{FromBytes, IntoBytes};
 
 /// Elements done before the vCPU looks for other work.
@@ -28,10 +31,15 @@ pub struct GrantCaller<'a> {
     pub own: &'a Arc<GrantTable>,
     /// The calling domain's mappings.
     pub maps: &'a MapTrack,
+    /// Where its mappings are put.
+    pub target: &'a dyn MapTarget,
     /// All domains.
     pub domains: &'a dyn GrantDomains,
     /// The calling vCPU's memory.
     pub guest: &'a dyn GuestAccess,
+    /// What unmaps have ended: to be dropped when no vCPU has a translation
+    /// of it.
+    pub ended: &'a RefCell<Vec<Ended>>,
 }
 
 /// How far a call has come.
@@ -135,6 +143,14 @@ impl GrantCaller<'_> {
         }
     }
 
+    /// Ends a mapping; the status for the guest.
+    fn unmap(&self, request: UnmapRequest) -> i16 {
+        let outcome = self.maps.unmap_with(self.target, request);
+        let status = self.status(&outcome);
+        self.ended.borrow_mut().extend(outcome.ok());
+        status
+    }
+
     /// Writes one field of the argument at `at`.
     fn tell<T: IntoBytes + zerocopy::Immutable>(
         &self,
@@ -184,7 +200,7 @@ fn map_grant_ref(
     };
     let outcome = caller
         .granter(DomId(arg.dom))
-        .and_then(|granter| caller.maps.map(&granter, request));
+        .and_then(|granter| caller.maps.map_with(caller.target, &granter, request));
     arg.status = caller.status(&outcome);
     if let Ok(reply) = outcome {
         arg.handle = reply.handle;
@@ -198,13 +214,12 @@ fn unmap_grant_ref(
     at: GuestVirt,
     arg: GnttabUnmapGrantRef,
 ) -> Result<(), Errno> {
-    let outcome = caller.maps.unmap(UnmapRequest {
+    let status = caller.unmap(UnmapRequest {
         handle: arg.handle,
         host_addr: arg.host_addr,
         dev_bus_addr: arg.dev_bus_addr,
         new_addr: 0,
     });
-    let status = caller.status(&outcome);
     caller.tell(at, offset_of!(GnttabUnmapGrantRef, status), &status)
 }
 
@@ -213,13 +228,12 @@ fn unmap_and_replace(
     at: GuestVirt,
     arg: GnttabUnmapAndReplace,
 ) -> Result<(), Errno> {
-    let outcome = caller.maps.unmap(UnmapRequest {
+    let status = caller.unmap(UnmapRequest {
         handle: arg.handle,
         host_addr: arg.host_addr,
         dev_bus_addr: 0,
         new_addr: arg.new_addr,
     });
-    let status = caller.status(&outcome);
     caller.tell(at, offset_of!(GnttabUnmapAndReplace, status), &status)
 }
 

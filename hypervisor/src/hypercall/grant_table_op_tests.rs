@@ -22,7 +22,7 @@ struct Fixture {
 impl Fixture {
     fn new() -> Self {
         let (own, far) = (Granter::new(4), Granter::new(3));
-        let maps = MapTrack::new(DomId(4), 100, Arc::new(ProcessTarget));
+        let maps = MapTrack::new(DomId(4), 100);
         let world = World::of(&[&own, &far]);
         Fixture {
             own,
@@ -34,12 +34,14 @@ impl Fixture {
     }
 
     fn op(&self, cmd: u32, arg: GuestVirt, count: u32) -> Result<Progress, Errno> {
-        let (own, maps) = (&self.own.table, &self.maps);
+        let (own, maps, ended) = (&self.own.table, &self.maps, RefCell::default());
         let caller = GrantCaller {
             own,
             maps,
+            target: &ProcessTarget,
             domains: &self.world,
             guest: &self.guest,
+            ended: &ended,
         };
         grant_table_op(&caller, cmd, arg, count)
     }

@@ -11,6 +11,7 @@
 
 pub mod event_channel_op;
 pub mod grant_table_op;
+mod grant_target;
 
 mod callback;
 mod console_io;
@@ -45,6 +46,7 @@ use guest_abi::{
     errno::Errno,
     xen::*,
 };
+use std::cell::RefCell;
 
 /// What a hypercall comes to.
 pub enum Done {
@@ -210,18 +212,10 @@ fn call(vcpu: &mut Vcpu, number: u64, a: [u64; 6]) -> Outcome {
 }
 
 fn grants(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt, count: u32) -> Outcome {
-    use grant_table_op::{GrantCaller, Progress, grant_table_op};
-    let access = vcpu.access();
-    let domain = &vcpu.domain;
-    let caller = GrantCaller {
-        own: &domain.grants,
-        maps: &domain.maps,
-        domains: &*domain.host,
-        guest: &access,
-    };
+    use grant_table_op::Progress;
     let (mut arg, mut count) = (arg, count);
     loop {
-        match grant_table_op(&caller, cmd, arg, count)? {
+        match some_grants(vcpu, cmd, arg, count)? {
             Progress::Done => return OK,
             Progress::Continue {
                 arg: rest,
@@ -236,6 +230,32 @@ fn grants(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt, count: u32) -> Outcome {
             } => (arg, count) = (rest, left),
         }
     }
+}
+
+/// A batch of grant operations. The grants whose mappings it ended are given
+/// back when no vCPU has a translation of them any more.
+fn some_grants(
+    vcpu: &Vcpu,
+    cmd: u32,
+    arg: GuestVirt,
+    count: u32,
+) -> Result<grant_table_op::Progress, Errno> {
+    let (access, ended) = (vcpu.access(), RefCell::default());
+    let domain = &vcpu.domain;
+    let caller = grant_table_op::GrantCaller {
+        own: &domain.grants,
+        maps: &domain.maps,
+        target: &grant_target::PageTables(vcpu),
+        domains: &*domain.host,
+        guest: &access,
+        ended: &ended,
+    };
+    let progress = grant_table_op::grant_table_op(&caller, cmd, arg, count);
+    if !ended.borrow().is_empty() {
+        vcpu.flush_everywhere();
+    }
+    drop(ended);
+    progress
 }
 
 impl Vcpu {

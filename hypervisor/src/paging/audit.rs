@@ -39,6 +39,7 @@ struct Model<'a, S: ?Sized> {
     store: &'a S,
     frames: BTreeMap<usize, Expected>,
     low: BTreeMap<usize, u64>,
+    foreign: BTreeMap<u64, u32>,
     findings: String,
 }
 
@@ -58,6 +59,7 @@ impl Paging {
             store,
             frames: BTreeMap::new(),
             low: BTreeMap::new(),
+            foreign: BTreeMap::new(),
             findings: String::new(),
         };
         model.count_holders(held);
@@ -152,6 +154,10 @@ impl<S: TableStore + ?Sized> Model<'_, S> {
                     "{level:?} table {table:?} holds {pte} at {index}"
                 ));
             }
+            if level == Level::L1 && self.paging.frames.foreign.is_foreign(pte.mfn()) {
+                *self.foreign.entry(pte.mfn().0).or_default() += 1;
+                continue;
+            }
             match (level.below(), self.paging.frames.low_index(pte.mfn())) {
                 (None, Some(low)) => *self.low.entry(low).or_default() += 1,
                 (None, None) if pte.is_writable() => {
@@ -173,6 +179,14 @@ impl<S: TableStore + ?Sized> Model<'_, S> {
         if owned != self.paging.owned_frames() {
             let counted = self.paging.owned_frames();
             self.find(format_args!("{owned} frames are owned, counted {counted}"));
+        }
+        let named = self.paging.frames.foreign.named();
+        let named: BTreeMap<u64, u32> = named.map(|(mfn, count)| (mfn.0, count)).collect();
+        if named != self.foreign {
+            let counted = std::mem::take(&mut self.foreign);
+            self.find(format_args!(
+                "foreign frames are named by {counted:?}, counted {named:?}"
+            ));
         }
         for index in 0..self.paging.frames.low.len() {
             let expected = self.low.get(&index).copied().unwrap_or(0);

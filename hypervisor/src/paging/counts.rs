@@ -173,6 +173,9 @@ impl Paging {
     /// Returns what a present entry holds (`put_page_from_lNe`).
     pub(super) fn put_entry(&mut self, level: Level, pte: Pte) {
         let mfn = pte.mfn();
+        if level == Level::L1 && self.frames.unmap_foreign(mfn) {
+            return;
+        }
         match (level, self.frames.low_index(mfn)) {
             (Level::L1, Some(low)) => self.frames.unmap_low(low),
             (Level::L1, None) if !pte.is_writable() => self.put_ref(mfn),
@@ -184,6 +187,9 @@ impl Paging {
         let mfn = pte.mfn();
         if let Some(low) = self.frames.low_index(mfn) {
             return self.frames.map_low(low, pte);
+        }
+        if self.frames.foreign.is_foreign(mfn) {
+            return Err(Refusal::MapNotOwned { pte, mfn });
         }
         let wanted = if pte.is_writable() {
             self.get_page_and_type(store, mfn, FrameType::Writable)

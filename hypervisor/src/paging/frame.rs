@@ -19,7 +19,7 @@
 
 use guest_abi::addr::Mfn;
 
-use super::{MAX_FRAMES, low::LowFrame, pte::Level, refusal::Refusal};
+use super::{MAX_FRAMES, foreign::Foreign, low::LowFrame, pte::Level, refusal::Refusal};
 
 /// The most frames below RAM (4 GiB of the machine address space).
 const MAX_BASE: u64 = 1 << 20;
@@ -173,6 +173,8 @@ pub(super) struct FrameTable {
     frames: Vec<[u32; 3]>,
     /// Hypervisor-owned frames, below `base`.
     pub low: Vec<LowFrame>,
+    /// Other domains' frames, above all RAM.
+    pub foreign: Foreign,
     epoch: u32,
     /// Frames from here on have never been allocated.
     pub fresh: usize,
@@ -194,6 +196,7 @@ impl FrameTable {
             base: base.0,
             frames: vec![[0; 3]; len],
             low: vec![[0; 2]; low].into_iter().map(LowFrame).collect(),
+            foreign: Foreign::default(),
             epoch: 1,
             fresh: 0,
             free: Vec::new(),

@@ -53,12 +53,13 @@
 //! An entry's bits in `pte.rs`, the frame table in `frame.rs`, the counts in
 //! `counts.rs`, validation in `validate.rs`; then the operations: `update.rs`,
 //! `mmuext.rs`, `ptwr.rs`, `descriptor.rs`, `reserve.rs`, `relinquish.rs`;
-//! `walk.rs` reads what the others wrote, `work.rs` keeps it all bounded,
+//! `foreign.rs` for grants; `walk.rs` reads what the others wrote, `work.rs` keeps it all bounded,
 //! `audit.rs` recounts it.
 
 mod audit;
 mod counts;
 mod descriptor;
+mod foreign;
 mod frame;
 mod low;
 mod mmuext;
@@ -81,6 +82,7 @@ use guest_abi::{
 };
 
 pub use audit::{AuditError, HeldRef};
+pub use foreign::GrantSlot;
 pub use frame::FrameType;
 pub use low::LowAccess;
 pub use mmuext::VcpuRoots;

@@ -60,6 +60,10 @@ pub enum Refusal {
     DescriptorTableSize { entries: u32, frames: usize },
     #[error("an LDT may not start at {base:?}")]
     BadLdtBase { base: GuestVirt },
+    #[error("{mfn:?} is no L1 table in use")]
+    NoTable { mfn: Mfn },
+    #[error("entry {found} is not the one that maps the granted {mfn:?}")]
+    NotThatGrant { found: Pte, mfn: Mfn },
     #[error("no L1 table maps {va:?}")]
     NoL1 { va: GuestVirt },
     #[error("address {addr:#x} is not a multiple of {align}")]

@@ -28,7 +28,8 @@ pub struct Slot {
 /// reference first ([`Paging::get_writable`], [`Paging::get_frame_ref`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Translation {
-    /// The frame: RAM, or a hypervisor frame that the guest may map.
+    /// The frame: RAM, a hypervisor frame that the guest may map, or another
+    /// domain's that was granted.
     pub mfn: Mfn,
     /// The byte's offset in it.
     pub offset: u64,
@@ -128,7 +129,7 @@ impl Paging {
     fn is_guest_memory(&self, mfn: Mfn) -> bool {
         match self.frames.low_index(mfn) {
             Some(low) => self.frames.low[low].access() != LowAccess::Private,
-            None => self.frames.index(mfn).is_some(),
+            None => self.frames.index(mfn).is_some() || self.frames.foreign.is_foreign(mfn),
         }
     }
 }

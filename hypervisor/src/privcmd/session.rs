@@ -8,12 +8,7 @@ use std::{
 use domus_privcmd::protocol::MAX_CONNECTION_GRANTS;
 use guest_abi::addr::{DomId, Port};
 
-use crate::{
-    domain::Domain,
-    events::DomainKey,
-    grants::{MapTrack, ProcessTarget},
-    trace::Tracer,
-};
+use crate::{domain::Domain, events::DomainKey, grants::MapTrack, trace::Tracer};
 
 /// The process at the other end, as the kernel vouches for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +41,7 @@ impl Session {
             id,
             peer,
             ports: BTreeSet::new(),
-            maps: MapTrack::new(DomId::DOM0, MAX_CONNECTION_GRANTS, Arc::new(ProcessTarget)),
+            maps: MapTrack::new(DomId::DOM0, MAX_CONNECTION_GRANTS),
             restricted: None,
             trace: None,
             debugged: None,

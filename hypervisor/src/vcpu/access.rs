@@ -1,6 +1,6 @@
 //! A vCPU's guest memory, for copying arguments in and results out.
 
-use crate::{domain::Domain, guest_access::GuestAccess, space::Tables};
+use crate::{domain::Domain, grants::GrantMemory, guest_access::GuestAccess, space::Tables};
 use guest_abi::{
     addr::{GuestVirt, MachineAddr, Mfn, PAGE_SIZE},
     errno::Errno,
@@ -22,51 +22,63 @@ impl<'a> VcpuAccess<'a> {
         VcpuAccess { domain, root }
     }
 
-    /// Calls `copy` with each piece that lies in one page: its machine
-    /// address, and its range in the caller's buffer.
+    /// Calls `copy` with each piece that lies in one page: the memory that the
+    /// page is in, its machine address there, and its range in the caller's
+    /// buffer.
     fn pieces(
         &self,
         start: GuestVirt,
         len: usize,
         write: bool,
-        mut copy: impl FnMut(MachineAddr, std::ops::Range<usize>) -> Option<()>,
+        mut copy: impl FnMut(&dyn GrantMemory, MachineAddr, std::ops::Range<usize>) -> bool,
     ) -> Result<(), Errno> {
+        let space = &self.domain.space;
         let mut done = 0;
         while done < len {
             let at = start.checked_add(done as u64).ok_or(Errno::EFAULT)?;
             let in_page = usize::try_from(PAGE_SIZE - at.page_offset()).unwrap_or(1);
-            let step = in_page.min(len - done);
-            let mm = self.domain.space.lock_mm();
+            let range = done..done + in_page.min(len - done);
+            done = range.end;
+            let mm = space.lock_mm();
             let found = mm
-                .translate(&Tables::read_only(&self.domain.space), self.root, at)
+                .translate(&Tables::read_only(space), self.root, at)
+                .filter(|found| found.user && (found.writable || !write))
                 .ok_or(Errno::EFAULT)?;
-            if !found.user
-                || write && !(found.writable && self.domain.space.may_write(&mm, found.mfn))
-            {
+            let copied = if let Some(foreign) = space.foreign(found.mfn) {
+                // First the lock goes, then perhaps the use of the grant.
+                drop(mm);
+                let to = machine_address(foreign.frame(), at)?;
+                (foreign.is_writable() || !write) && copy(foreign.granter().memory(), to, range)
+            } else {
+                let to = machine_address(found.mfn, at)?;
+                (!write || space.may_write(&mm, found.mfn)) && copy(&**space, to, range)
+            };
+            if !copied {
                 return Err(Errno::EFAULT);
             }
-            let base = found.mfn.addr().ok_or(Errno::EFAULT)?;
-            let addr = base.checked_add(at.page_offset()).ok_or(Errno::EFAULT)?;
-            copy(addr, done..done + step).ok_or(Errno::EFAULT)?;
-            if write {
-                self.domain.space.note_written(found.mfn);
-            }
-            done += step;
         }
         Ok(())
     }
 }
 
+/// The byte of `frame` that `at` is mapped to.
+fn machine_address(frame: Mfn, at: GuestVirt) -> Result<MachineAddr, Errno> {
+    let byte = frame
+        .addr()
+        .and_then(|base| base.checked_add(at.page_offset()));
+    byte.ok_or(Errno::EFAULT)
+}
+
 impl GuestAccess for VcpuAccess<'_> {
     fn read_bytes(&self, from: GuestVirt, buf: &mut [u8]) -> Result<(), Errno> {
-        self.pieces(from, buf.len(), false, |addr, range| {
-            self.domain.space.memory.read(addr, &mut buf[range])
+        self.pieces(from, buf.len(), false, |memory, addr, range| {
+            memory.read(addr, &mut buf[range])
         })
     }
 
     fn write_bytes(&self, to: GuestVirt, bytes: &[u8]) -> Result<(), Errno> {
-        self.pieces(to, bytes.len(), true, |addr, range| {
-            self.domain.space.memory.write(addr, &bytes[range])
+        self.pieces(to, bytes.len(), true, |memory, addr, range| {
+            memory.write(addr, &bytes[range])
         })
     }
 }

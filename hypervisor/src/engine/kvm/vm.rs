@@ -1,13 +1,18 @@
 //! One domain's VM: its memory slots and its CPUID table.
 
 use super::vcpu::KvmVcpu;
-use crate::{emulate::CpuidPolicy, engine::EngineError, memory::MachineMemory};
+use crate::{
+    emulate::CpuidPolicy, engine::EngineError, memory::MachineMemory, window::ForeignWindow,
+};
 use kvm_bindings::{
     CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+/// The slot of foreign frames, after those of the domain's own memory.
+const WINDOW_SLOT: u32 = 3;
 
 /// A VM. Its memory has the monitor in it.
 #[derive(Debug)]
@@ -16,6 +21,8 @@ pub struct KvmVm {
     memory: Arc<MachineMemory>,
     cpuid: CpuId,
     cr4: u64,
+    /// Kept alive for the VM.
+    window: OnceLock<Arc<ForeignWindow>>,
 }
 
 impl KvmVm {
@@ -53,7 +60,29 @@ impl KvmVm {
             memory,
             cpuid: cpuid.for_kvm(),
             cr4: cpuid.cr4(),
+            window: OnceLock::new(),
         })
+    }
+
+    /// Adds the memory slot of a window. The first one stays.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    pub fn add_window(&self, window: &Arc<ForeignWindow>) -> Result<(), EngineError> {
+        if self.window.set(Arc::clone(window)).is_err() {
+            return Ok(());
+        }
+        let region = kvm_userspace_memory_region {
+            slot: WINDOW_SLOT,
+            flags: 0,
+            guest_phys_addr: window.first().0 << 12,
+            memory_size: window.bytes(),
+            userspace_addr: window.host_address() as u64,
+        };
+        // SAFETY: the window is kept as long as this VM, and lies above all
+        // other slots. This process does not access it.
+        unsafe { self.fd.set_user_memory_region(region) }
+            .map_err(EngineError::kvm("KVM_SET_USER_MEMORY_REGION"))
     }
 
     /// Makes vCPU `id`.

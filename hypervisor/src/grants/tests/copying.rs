@@ -159,7 +159,7 @@ fn a_copy_stays_within_its_pages() {
 fn a_mapped_grant_may_be_copied_by_its_user_only() {
     let f = Fixture::new();
     f.a.grant(1, GTF_PERMIT_ACCESS, 4, 10);
-    let maps = MapTrack::new(DomId(4), 8, Arc::new(ProcessTarget));
+    let maps = MapTrack::new(DomId(4), 8);
     let held = maps.map(&f.a.table, host(1, 0)).unwrap();
     let copied = op(side(1, 3, 0), side(11, SELF, 0), 8, GNTCOPY_SOURCE_GREF);
     assert_eq!(copy(&f.b.table, &f.world, &copied), Ok(()));

@@ -110,7 +110,7 @@ fn xsa_226_the_frame_is_that_of_the_first_use() {
 #[test]
 fn xsa_230_a_pinned_grant_is_its_users() {
     let (a, maps) = (Granter::new(3), dom0());
-    let other = MapTrack::new(DomId(4), 64, Arc::new(ProcessTarget));
+    let other = MapTrack::new(DomId(4), 64);
     a.grant(1, GTF_PERMIT_ACCESS, 0, 10);
     let held = maps.map(&a.table, host(1, GNTMAP_READONLY)).unwrap();
     a.grant(1, GTF_PERMIT_ACCESS | GTF_READING, 4, 11);
@@ -132,21 +132,24 @@ fn xsa_218_224_host_and_device_are_two_references() {
     assert_eq!(a.memory.refs(10), (2, 2));
     let bus = 10 * PAGE_SIZE;
     let unmap = |host_addr, dev_bus_addr| {
-        maps.unmap(UnmapRequest {
-            handle: reply.handle,
-            host_addr,
-            dev_bus_addr,
-            new_addr: 0,
-        })
+        maps.unmap_with(
+            &ProcessTarget,
+            UnmapRequest {
+                handle: reply.handle,
+                host_addr,
+                dev_bus_addr,
+                new_addr: 0,
+            },
+        )
     };
     assert_eq!(status(unmap(0x1000, bus + 4096)), GNTST_GENERAL_ERROR);
     assert_eq!(a.memory.refs(10), (2, 2));
-    unmap(0x1000, 0).unwrap();
+    drop(unmap(0x1000, 0).unwrap());
     assert_eq!(a.memory.refs(10), (1, 1));
-    unmap(0x1000, 0).unwrap();
+    drop(unmap(0x1000, 0).unwrap());
     assert_eq!(a.memory.refs(10), (1, 1), "the host mapping went before");
     assert_eq!(a.flags(1), GTF_PERMIT_ACCESS | BOTH);
-    unmap(0, bus).unwrap();
+    drop(unmap(0, bus).unwrap());
     assert_eq!((a.memory.refs(10), a.flags(1)), ((0, 0), GTF_PERMIT_ACCESS));
     assert_eq!(status(unmap(0, bus)), GNTST_BAD_HANDLE);
 }
@@ -191,14 +194,14 @@ fn the_end_of_a_connection_ends_its_mappings() {
 fn handles_are_limited_and_used_again() {
     let a = Granter::new(3);
     a.grant(1, GTF_PERMIT_ACCESS, 5, 10);
-    let maps = MapTrack::new(DomId(5), 2, Arc::new(ProcessTarget));
+    let maps = MapTrack::new(DomId(5), 2);
     let one = maps.map(&a.table, host(1, 0)).unwrap();
     maps.map(&a.table, host(1, 0)).unwrap();
     assert_eq!(status(maps.map(&a.table, host(1, 0))), GNTST_NO_SPACE);
     assert_eq!(a.memory.refs(10), (2, 2));
     maps.release(one.handle).unwrap();
     assert_eq!(maps.map(&a.table, host(1, 0)).unwrap().handle, one.handle);
-    let none = MapTrack::new(DomId(5), 0, Arc::new(ProcessTarget));
+    let none = MapTrack::new(DomId(5), 0);
     assert_eq!(status(none.map(&a.table, host(1, 0))), GNTST_NO_SPACE);
     assert_eq!(status(none.release(0)), GNTST_BAD_HANDLE);
 }
@@ -207,14 +210,14 @@ fn handles_are_limited_and_used_again() {
 struct Stubborn;
 
 impl MapTarget for Stubborn {
-    fn install(&self, request: &MapRequest, _: &Granted) -> Result<(), i16> {
+    fn install(&self, request: &MapRequest, granted: &Arc<Granted>) -> Result<Installed, i16> {
         if request.host_addr & 1 == 0 {
-            Ok(())
+            ProcessTarget.install(request, granted)
         } else {
             Err(GNTST_BAD_VIRT_ADDR)
         }
     }
-    fn remove(&self, request: &MapRequest, unmap: &UnmapRequest, _: &Granted) -> Result<(), i16> {
+    fn remove(&self, request: &MapRequest, unmap: &UnmapRequest, _: Mfn) -> Result<(), i16> {
         let same = request.host_addr == unmap.host_addr;
         if same {
             Ok(())
@@ -228,28 +231,37 @@ impl MapTarget for Stubborn {
 fn xsa_227_234_page_tables_have_the_last_word() {
     let a = Granter::new(3);
     a.grant(1, GTF_PERMIT_ACCESS, 5, 10);
-    let maps = MapTrack::new(DomId(5), 8, Arc::new(Stubborn));
+    let maps = MapTrack::new(DomId(5), 8);
     let odd = MapRequest {
         host_addr: 0x1001,
         ..host(1, GNTMAP_DEVICE_MAP)
     };
-    assert_eq!(status(maps.map(&a.table, odd)), GNTST_BAD_VIRT_ADDR);
+    assert_eq!(
+        status(maps.map_with(&Stubborn, &a.table, odd)),
+        GNTST_BAD_VIRT_ADDR
+    );
     assert_eq!(
         (a.memory.refs(10), a.flags(1), maps.len()),
         ((0, 0), GTF_PERMIT_ACCESS, 0)
     );
-    let handle = maps.map(&a.table, host(1, 0)).unwrap().handle;
+    let handle = maps
+        .map_with(&Stubborn, &a.table, host(1, 0))
+        .unwrap()
+        .handle;
     let unmap = |host_addr| {
-        maps.unmap(UnmapRequest {
-            handle,
-            host_addr,
-            dev_bus_addr: 0,
-            new_addr: 0,
-        })
+        maps.unmap_with(
+            &Stubborn,
+            UnmapRequest {
+                handle,
+                host_addr,
+                dev_bus_addr: 0,
+                new_addr: 0,
+            },
+        )
     };
     assert_eq!(status(unmap(0x2000)), GNTST_GENERAL_ERROR);
     assert_eq!(a.memory.refs(10), (1, 1));
-    assert_eq!(unmap(0x1000), Ok(()));
+    assert!(unmap(0x1000).is_ok());
     assert_eq!(a.memory.refs(10), (0, 0));
 }
 

@@ -107,6 +107,10 @@ impl GrantMemory for FakeMemory {
         true
     }
 
+    fn place(&self, _: Mfn) -> Option<FramePlace<'_>> {
+        None
+    }
+
     fn new_table_frame(&self) -> Option<Mfn> {
         let frame = self.next.fetch_add(1, Ordering::SeqCst);
         (frame < RAM).then_some(Mfn(frame))
@@ -193,7 +197,7 @@ impl GrantDomains for World {
 
 /// Mappings of Dom0.
 pub(super) fn dom0() -> MapTrack {
-    MapTrack::new(DomId(0), 64, Arc::new(ProcessTarget))
+    MapTrack::new(DomId(0), 64)
 }
 
 pub(super) fn host(gref: u32, extra: u32) -> MapRequest {

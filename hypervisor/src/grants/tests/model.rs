@@ -100,10 +100,7 @@ struct Run {
 
 impl Run {
     fn new() -> Self {
-        let target = Arc::new(ProcessTarget);
-        let maps = USERS
-            .iter()
-            .map(|dom| MapTrack::new(DomId(*dom), 5, target.clone()));
+        let maps = USERS.iter().map(|dom| MapTrack::new(DomId(*dom), 5));
         let a = Granter::new(3);
         a.memory.make_table(13);
         Run {
@@ -228,7 +225,10 @@ impl Run {
             dev_bus_addr: if device { frame * PAGE_SIZE } else { 0 },
             new_addr: 0,
         };
-        assert_eq!(self.maps[user].unmap(request).is_ok(), known.is_some());
+        assert_eq!(
+            self.maps[user].unmap_with(&ProcessTarget, request).is_ok(),
+            known.is_some()
+        );
         let Some(index) = known else { return };
         let it = &mut self.held[index];
         it.host &= !host;

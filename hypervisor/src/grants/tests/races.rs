@@ -9,7 +9,7 @@ const LONG: Duration = Duration::from_millis(300);
 fn users_and_a_scribbling_granter() {
     let (a, b) = (Granter::new(3), Granter::new(4));
     let world = World::of(&[&a, &b]);
-    let maps = [dom0(), MapTrack::new(DomId(4), 64, Arc::new(ProcessTarget))];
+    let maps = [dom0(), MapTrack::new(DomId(4), 64)];
     let end = Instant::now() + LONG;
     std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -40,7 +40,7 @@ fn users_and_a_scribbling_granter() {
                                 dev_bus_addr: bus,
                                 new_addr: 0,
                             };
-                            user.unmap(half).unwrap();
+                            drop(user.unmap_with(&ProcessTarget, half).unwrap());
                             user.release(reply.handle).unwrap();
                         }
                     }
