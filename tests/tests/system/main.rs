@@ -3,6 +3,7 @@
 mod bad_input;
 mod boot;
 mod gdb;
+mod grants;
 mod kernels;
 mod leaks;
 mod real_xen;

@@ -1,6 +1,7 @@
 //! Tests of the paging rules over memory of their own: no VM, no threads.
 
 mod descriptors;
+mod grants;
 mod model;
 mod operations;
 mod rules;

@@ -15,6 +15,8 @@ use proptest::prelude::*;
 use super::*;
 
 const FRAMES: u64 = 14;
+/// Three frames of other domains.
+const FOREIGN: u64 = 0x9000;
 /// Slots that the operations use; the others stay empty.
 const SLOTS: [usize; 6] = [0, 1, 255, 256, 272, 511];
 
@@ -93,6 +95,18 @@ enum Op {
     PutHeld {
         which: usize,
     },
+    MapGrant {
+        frame: u64,
+        slot: usize,
+        pte: Pte,
+    },
+    UnmapGrant {
+        frame: u64,
+        slot: usize,
+        of: u64,
+        writable: bool,
+        instead: Option<u64>,
+    },
     Touch {
         times: usize,
     },
@@ -119,6 +133,7 @@ fn any_pte() -> impl Strategy<Value = Pte> {
         1 => Just(SHARED),
         1 => Just(SHARED_RO),
         1 => Just(Mfn(0x12)),
+        1 => Just(Mfn(FOREIGN)),
     ];
     prop_oneof![
         10 => (mapped, flags).prop_map(|(mfn, flags)| Pte::new(mfn, flags)),
@@ -191,6 +206,15 @@ fn any_op() -> impl Strategy<Value = Op> {
         2 => frame().prop_map(|frame| Op::GetRef { frame }),
         2 => frame().prop_map(|frame| Op::GetWritable { frame }),
         3 => (0usize..8).prop_map(|which| Op::PutHeld { which }),
+        4 => (frame(), any_slot(), 0u64..3, any::<bool>()).prop_map(|(frame, slot, of, write)| {
+            let pte = Pte::new(Mfn(FOREIGN + of), if write { RW } else { RO });
+            Op::MapGrant { frame, slot, pte }
+        }),
+        3 => (frame(), any_slot(), 0u64..3, any::<bool>(), prop::option::of(any_va())).prop_map(
+            |(frame, slot, of, writable, instead)| {
+                Op::UnmapGrant { frame, slot, of, writable, instead }
+            }
+        ),
         1 => (0usize..40).prop_map(|times| Op::Touch { times }),
         1 => any::<u64>().prop_map(|value| Op::Race { value }),
         1 => Just(Op::FlushAll),
@@ -281,6 +305,20 @@ fn run(d: &mut Domain, op: &Op) -> Result<(), Errno> {
                 }
             }
             Ok(())
+        }
+        Op::MapGrant { frame, slot, pte } => {
+            p.map_grant(m, GrantSlot::Entry(entry(frame, slot)), pte)
+        }
+        Op::UnmapGrant {
+            frame,
+            slot,
+            of,
+            writable,
+            instead,
+        } => {
+            let at = GrantSlot::Entry(entry(frame, slot));
+            let instead = instead.map(|va| GrantSlot::Virtual(mfn(0), GuestVirt(va)));
+            p.unmap_grant(m, at, Mfn(FOREIGN + of), writable, instead)
         }
         Op::Touch { times } => {
             m.touch_before_exchange.set(times);
@@ -393,6 +431,7 @@ fn take_apart(mut d: Domain, budget: usize) {
         assert_eq!((frame.0, frame.4), (0, 0), "{frame:?}");
     }
     assert!(d.paging.frames.low.iter().all(|low| low.mappings() == 0));
+    assert_eq!(d.paging.frames.foreign.named().count(), 0);
 }
 
 proptest! {
@@ -405,6 +444,7 @@ proptest! {
         budget in 1usize..2000,
     ) {
         let mut d = Domain::with_tree(FRAMES);
+        d.paging.add_foreign_frames(Mfn(FOREIGN), 3).unwrap();
         d.paging.set_budget(piece);
         d.paging.new_baseptr(&d.memory, V0, mfn(0)).unwrap();
         cache_translations(&d);

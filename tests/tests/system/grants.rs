@@ -1,0 +1,76 @@
+//! Two domains that share pages: `tests/guests/examples/grants.rs`.
+//!
+//! **Mechanism.** Domain 1 grants, domain 2 maps, each a small kernel of ours.
+//!
+//! **Scenario.** First the mapping domain ends with mappings left, as many as
+//! it could get, and is destroyed; the granting one must get all its pages
+//! back. Then the granting domain ends first.
+//!
+//! **Limits.** One vCPU each. Stock kernels map grants only as driver domains,
+//! which have no test here.
+
+use std::time::Duration;
+
+use domus_tests::harness::{Config, Installation, eventually, kvm_is_usable};
+
+const LONG: Duration = Duration::from_secs(240);
+
+/// Creates the kernel in one of its parts.
+fn create(domus: &Installation, role: &str, peer: u32, on_poweroff: &str) {
+    let mut config = Config::test_kernel("grants")
+        .line(&format!("extra = \"{role} {peer}\""))
+        .line(&format!("on_poweroff = \"{on_poweroff}\""));
+    config.name = role.into();
+    let file = config.write(domus);
+    domus
+        .xm(&["create", file.to_str().expect("a path of ours")])
+        .ok();
+}
+
+/// Waits for the verdict of a part, which must be good.
+fn succeeds(domus: &Installation, part: &str) {
+    let mark = "DOMUS-TEST: ";
+    let about = |line: &str| line.split_whitespace().nth(1) == Some(part);
+    let (verdict, dmesg) = eventually(&format!("the verdict of the {part}"), LONG, || {
+        let dmesg = domus.xm(&["dmesg"]).output();
+        let mut verdicts = dmesg.lines().filter_map(|line| line.split_once(mark));
+        let verdict = verdicts.find(|(_, verdict)| about(verdict))?.1.to_owned();
+        Some((verdict, dmesg))
+    });
+    assert!(verdict.starts_with("SUCCESS "), "{verdict}\n{dmesg}");
+}
+
+#[test]
+fn pages_are_shared_and_come_back() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let domus = Installation::new();
+    create(&domus, "granter", 2, "preserve");
+    create(&domus, "mapper", 1, "preserve");
+    succeeds(&domus, "mapper");
+    eventually("the granter waits", LONG, || {
+        let dmesg = domus.xm(&["dmesg"]).output();
+        dmesg.contains("granter: waits").then_some(())
+    });
+    domus.xm(&["destroy", "mapper"]).ok();
+    succeeds(&domus, "granter");
+    domus.xm(&["destroy", "granter"]).ok();
+    domus.assert_no_domain();
+}
+
+#[test]
+fn a_granted_page_outlives_its_domain() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let domus = Installation::new();
+    create(&domus, "granter", 2, "destroy");
+    create(&domus, "outlive", 1, "destroy");
+    succeeds(&domus, "mapper");
+    eventually("both are gone", LONG, || {
+        let list = domus.xm(&["list"]).output();
+        (!list.contains("granter") && !list.contains("outlive")).then_some(())
+    });
+    domus.assert_no_domain();
+}
