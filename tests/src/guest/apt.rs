@@ -42,6 +42,16 @@ impl Apt {
 
     /// Unpacks those files of a package that match `pattern` into `to`.
     pub fn unpack(&self, package: &str, pattern: &str, to: &Path) -> Result<(), PrepareError> {
+        self.unpack_all(package, &[pattern], to)
+    }
+
+    /// As [`Apt::unpack`]; there has to be a file for each pattern.
+    pub fn unpack_all(
+        &self,
+        package: &str,
+        patterns: &[&str],
+        to: &Path,
+    ) -> Result<(), PrepareError> {
         let _ = fs::remove_dir_all(to);
         fs::create_dir_all(to).map_err(io_error(to))?;
         eprintln!("domus: fetching {package} through apt ({ARCH}; not installed)");
@@ -50,8 +60,9 @@ impl Apt {
         tar.arg("--fsys-tarfile").arg(&deb).stdout(Stdio::piped());
         let failed = |why: String| PrepareError::Command {
             command: format!(
-                "dpkg-deb --fsys-tarfile {} | tar -x {pattern}",
-                deb.display()
+                "dpkg-deb --fsys-tarfile {} | tar -x {}",
+                deb.display(),
+                patterns.join(" ")
             ),
             why,
         };
@@ -61,7 +72,8 @@ impl Apt {
             Command::new("tar")
                 .arg("-C")
                 .arg(to)
-                .args(["-x", "--no-same-owner", "--wildcards", pattern])
+                .args(["-x", "--no-same-owner", "--wildcards"])
+                .args(patterns)
                 .stdin(stdout),
         );
         let status = tar.wait().map_err(|error| failed(error.to_string()))?;

@@ -56,11 +56,16 @@ const IN_SBIN: [&str; 8] = [
     "halt", "ifconfig", "init", "insmod", "modprobe", "poweroff", "reboot", "route",
 ];
 
-/// A gzipped initramfs with this busybox, whose programs are `applets`.
+/// A gzipped initramfs with this busybox, whose programs are `applets`, and
+/// with modules that are loaded in this order: file names and contents.
 ///
 /// # Errors
 /// None in practice: it compresses in memory.
-pub fn build(busybox: &[u8], applets: &[&str]) -> std::io::Result<Vec<u8>> {
+pub fn build(
+    busybox: &[u8],
+    applets: &[&str],
+    modules: &[(String, Vec<u8>)],
+) -> std::io::Result<Vec<u8>> {
     let mut archive = Archive::default();
     for directory in DIRECTORIES {
         archive.add(directory, Entry::Directory);
@@ -84,6 +89,11 @@ pub fn build(busybox: &[u8], applets: &[&str]) -> std::io::Result<Vec<u8>> {
     archive.add("etc/profile", Entry::File(0o644, profile().as_bytes()));
     archive.add("etc/init.d/rcS", Entry::File(0o755, rc().as_bytes()));
     archive.add("etc/init.d/rcK", Entry::File(0o755, RCK.as_bytes()));
+    archive.add("lib/drivers", Entry::Directory);
+    for (index, (name, content)) in modules.iter().enumerate() {
+        let path = format!("lib/drivers/{index}-{name}");
+        archive.add(&path, Entry::File(0o644, content));
+    }
     let mut gzip = GzEncoder::new(Vec::new(), Compression::best());
     gzip.write_all(&archive.finish())?;
     gzip.finish()
@@ -101,6 +111,9 @@ mount -t devpts devpts /dev/pts
 mount -t tmpfs tmpfs /tmp
 hostname domus
 ifconfig lo 127.0.0.1 up
+for driver in /lib/drivers/*; do
+    [ -e $driver ] && insmod $driver
+done
 echo '{READY}'
 "
     )

@@ -10,6 +10,7 @@
 
 mod apt;
 pub mod cpio;
+mod drivers;
 pub mod initramfs;
 mod xen;
 
@@ -23,13 +24,14 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 
 use apt::Apt;
+pub use drivers::prepare_with_drivers;
 pub use initramfs::{PROMPT, READY};
 pub use xen::xen;
 
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
 const BUSYBOX_PACKAGE: &str = "busybox-static";
 /// Rises when the user space changes, so that an old one is not used.
-const INITRAMFS: &str = "initramfs-2.gz";
+const INITRAMFS: &str = "initramfs-3.gz";
 
 /// What a domain's configuration needs.
 #[derive(Debug, Clone)]
@@ -85,7 +87,7 @@ pub fn prepare() -> Result<Guest, PrepareError> {
     };
     let initramfs = dir.join(INITRAMFS);
     if !initramfs.exists() {
-        make_initramfs(&dir, &apt, &initramfs)?;
+        make_initramfs(&dir, &apt, &initramfs, &[])?;
     }
     Ok(Guest { kernel, initramfs })
 }
@@ -117,23 +119,42 @@ fn kernel(dir: &Path, apt: &Apt) -> Result<PathBuf, PrepareError> {
     if let Some(image) = find(&at.join("boot"), "vmlinuz-") {
         return Ok(image);
     }
-    let package = apt.resolve(&wanted, "linux-image-")?;
-    let part = dir.join(format!("{wanted}.part"));
-    apt.unpack(&package, "./boot/vmlinuz-*", &part)?;
-    let image = find(&part.join("boot"), "vmlinuz-").ok_or(PrepareError::Missing {
-        package,
-        what: "/boot/vmlinuz",
-    })?;
-    // Ubuntu's are for root only.
-    fs::set_permissions(&image, fs::Permissions::from_mode(0o644)).map_err(io_error(&image))?;
-    replace(&part, &at)?;
+    kernel_package(dir, apt, &wanted)?;
     find(&at.join("boot"), "vmlinuz-").ok_or(PrepareError::Missing {
         package: wanted,
         what: "/boot/vmlinuz",
     })
 }
 
-fn make_initramfs(dir: &Path, apt: &Apt, to: &Path) -> Result<(), PrepareError> {
+/// Puts the kernel of a package, and its front ends where they are modules,
+/// into the cache.
+fn kernel_package(dir: &Path, apt: &Apt, wanted: &str) -> Result<(), PrepareError> {
+    let package = apt.resolve(wanted, "linux-image-")?;
+    let part = dir.join(format!("{wanted}.part"));
+    let kernel = "./boot/vmlinuz-*";
+    let [block, net] = drivers::PATTERNS;
+    if apt
+        .unpack_all(&package, &[kernel, block, net], &part)
+        .is_err()
+    {
+        // They are built in, as in Ubuntu's.
+        apt.unpack(&package, kernel, &part)?;
+    }
+    let image = find(&part.join("boot"), "vmlinuz-").ok_or(PrepareError::Missing {
+        package,
+        what: "/boot/vmlinuz",
+    })?;
+    // Ubuntu's are for root only.
+    fs::set_permissions(&image, fs::Permissions::from_mode(0o644)).map_err(io_error(&image))?;
+    replace(&part, &dir.join(wanted))
+}
+
+fn make_initramfs(
+    dir: &Path,
+    apt: &Apt,
+    to: &Path,
+    modules: &[drivers::Module],
+) -> Result<(), PrepareError> {
     let part = dir.join("busybox.part");
     apt.unpack(BUSYBOX_PACKAGE, "*bin/busybox", &part)?;
     let busybox = ["bin/busybox", "usr/bin/busybox"]
@@ -147,7 +168,7 @@ fn make_initramfs(dir: &Path, apt: &Apt, to: &Path) -> Result<(), PrepareError> 
     let applets = output(Command::new(&busybox).arg("--list"))?;
     let applets: Vec<&str> = applets.lines().collect();
     let program = fs::read(&busybox).map_err(io_error(&busybox))?;
-    let image = initramfs::build(&program, &applets).map_err(io_error(to))?;
+    let image = initramfs::build(&program, &applets, modules).map_err(io_error(to))?;
     let fresh = to.with_extension("part");
     fs::write(&fresh, image).map_err(io_error(&fresh))?;
     fs::rename(&fresh, to).map_err(io_error(to))?;

@@ -11,7 +11,7 @@ use std::{
 use guest_abi::addr::DomId;
 
 use super::{Installation, PATIENCE, Programs, Terminal};
-use crate::guest::{READY, prepare};
+use crate::guest::{READY, prepare, prepare_with_drivers};
 
 /// From `xm create` to a shell on a machine that does much else.
 const BOOT_PATIENCE: Duration = Duration::from_secs(300);
@@ -52,6 +52,20 @@ impl Config {
             memory: 256,
             vcpus: 1,
             more: "extra = \"console=hvc0\"\n".into(),
+        }
+    }
+
+    /// As [`Config::debian`], with the drivers of disks and network interfaces.
+    ///
+    /// # Panics
+    /// When it can't be fetched.
+    #[must_use]
+    pub fn debian_with_drivers(name: &str) -> Self {
+        let guest = prepare_with_drivers().unwrap_or_else(|error| panic!("no guest: {error}"));
+        Self {
+            kernel: guest.kernel,
+            ramdisk: Some(guest.initramfs),
+            ..Self::debian(name)
         }
     }
 
@@ -131,9 +145,26 @@ impl<'a> Guest<'a> {
     #[track_caller]
     #[must_use]
     pub fn create(installation: &'a Installation, config: &Config) -> Self {
+        Self::create_by(installation, config, |file| {
+            installation.xm(&[Path::new("create"), file]).ok();
+        })
+    }
+
+    /// As [`Guest::create`], with something else than a plain `xm create` of
+    /// the configuration's file.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[track_caller]
+    #[must_use]
+    pub fn create_by(
+        installation: &'a Installation,
+        config: &Config,
+        create: impl FnOnce(&Path),
+    ) -> Self {
         let room = config.ramdisk.is_some().then(Room::take);
         let file = config.write(installation);
-        installation.xm(&[Path::new("create"), &file]).ok();
+        create(&file);
         Self {
             installation,
             name: config.name.clone(),

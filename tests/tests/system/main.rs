@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod boot;
+mod devices;
 mod gdb;
 mod grants;
 mod kernels;
