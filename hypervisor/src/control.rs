@@ -10,6 +10,7 @@ mod restrict;
 
 use crate::{
     domain::{Domain, DomainError},
+    engine::{EngineError, EngineKind},
     events::{EventError, PortNotifier, PortState as ChannelState},
     hypercall::install_context,
     hypervisor::{CreateError, Hypervisor},
@@ -19,7 +20,7 @@ use crate::{
     version,
 };
 use domus_privcmd::protocol::{
-    CreateDomain, DomainInfo, Failure, HostInfo, PortState, Reply, Request, VcpuInfo,
+    CreateDomain, DomainInfo, Engine, Failure, HostInfo, PortState, Reply, Request, VcpuInfo,
 };
 use guest_abi::{
     addr::{DomId, Mfn, Port, VcpuId},
@@ -212,6 +213,7 @@ impl Hypervisor {
             }
             Request::SetVcpuContext { dom, vcpu, context } => self.set_context(dom, vcpu, &context),
             Request::GetVcpuContext { dom, vcpu } => self.vcpu_context(dom, vcpu),
+            Request::Engine { dom, change } => self.engine(dom, change),
             Request::PopulatePhysmap {
                 dom,
                 first_pfn,
@@ -364,6 +366,31 @@ impl Hypervisor {
                 failure(Errno::ENODATA, why)
             })?;
         Ok(Reply::VcpuContext(context.as_bytes().to_vec()).into())
+    }
+
+    fn engine(&self, dom: u16, change: Option<Engine>) -> Result<Answer> {
+        let domain = self.living(dom)?;
+        if let Some(wanted) = change {
+            let kind = match wanted {
+                Engine::Kvm => EngineKind::Kvm,
+                Engine::Soft => EngineKind::Soft,
+            };
+            domain.change_engine(kind).map_err(|error| {
+                let errno = match error {
+                    EngineError::Unavailable(_) => Errno::EOPNOTSUPP,
+                    _ => Errno::EIO,
+                };
+                failure(
+                    errno,
+                    format!("domain {dom} can't go over to {kind}: {error}"),
+                )
+            })?;
+        }
+        let engine = match domain.engines.kind() {
+            EngineKind::Kvm => Engine::Kvm,
+            EngineKind::Soft => Engine::Soft,
+        };
+        Ok(Reply::Engine(engine).into())
     }
 
     fn vcpu_info(&self, dom: u16, vcpu: u32) -> Result<Answer> {

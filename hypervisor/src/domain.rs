@@ -19,7 +19,7 @@ use crate::{
     debug::Debugger,
     emulate::CpuidPolicy,
     engine::{
-        Engine, EngineError, Engines,
+        Engine, EngineError, EngineKind, Engines,
         kvm::{MFN_SHARED_INFO, install_monitor},
     },
     events::{DomainKey, EventChannels, Limits, TwoLevel, VcpuWaker},
@@ -137,6 +137,7 @@ pub struct Domain {
     /// The console has been told of an instruction that the engine lacks.
     pub(crate) told_unknown: AtomicBool,
     making_window: Mutex<()>,
+    changing_engine: Mutex<()>,
     life: Mutex<Life>,
 }
 
@@ -255,6 +256,7 @@ impl Domain {
             told_unknown: AtomicBool::new(false),
             maps: MapTrack::new(spec.id, spec.grants.maptrack_frames * MAPPINGS_PER_FRAME),
             making_window: Mutex::default(),
+            changing_engine: Mutex::new(()),
             life: Mutex::new(Life {
                 pauses: 1,
                 ..Life::default()
@@ -354,6 +356,33 @@ impl Domain {
         life.pauses = life.pauses.checked_sub(1).ok_or(Errno::EINVAL)?;
         drop(life);
         self.state_changed();
+        Ok(())
+    }
+
+    /// Goes over to another engine, which the guest does not notice: its state
+    /// is its vCPUs' registers and its memory. Returns when no vCPU will enter
+    /// the old one again.
+    ///
+    /// # Errors
+    /// This process has no such engine, or KVM refused; nothing has changed.
+    pub fn change_engine(&self, kind: EngineKind) -> Result<(), EngineError> {
+        let _one_at_a_time = lock(&self.changing_engine);
+        if self.engines.kind() == kind {
+            return Ok(());
+        }
+        let kvm = match kind {
+            EngineKind::Kvm => Some(self.host.kvm_or_reason()?),
+            EngineKind::Soft => None,
+        };
+        let phys: Arc<dyn GuestPhys> = Arc::clone(&self.space) as _;
+        let running = self.vcpus.iter().filter(|vcpu| vcpu.has_thread());
+        let running = running.map(|vcpu| (vcpu.id.0, vcpu.interrupt_flag()));
+        let prepared = self.engines.prepare(kvm, running, &phys)?;
+        self.pause();
+        self.engines.change(prepared);
+        tracing::info!(domain = self.id.0, engine = %kind, "engine changed");
+        // Its pause was just counted, so this can't fail.
+        let _ = self.unpause();
         Ok(())
     }
 

@@ -7,7 +7,9 @@ use crate::{
     console::Console,
     domain::{Domain, DomainError, DomainSpec},
     emulate::CpuidPolicy,
-    engine::{Available, EngineChoice, EngineKind, KvmHost, KvmMissing, install_kick_signal},
+    engine::{
+        Available, EngineChoice, EngineError, EngineKind, KvmHost, KvmMissing, install_kick_signal,
+    },
     events::{DomainKey, EventChannels, EventDomains, Limits, NotifierSink},
     grants::{GrantDomains, GrantTable},
     time::{PvClock, TscClock, WallTime},
@@ -133,6 +135,15 @@ impl Host {
     #[must_use]
     pub fn kvm(&self) -> Option<&KvmHost> {
         self.engines.kvm.as_ref().ok()
+    }
+
+    /// KVM, or an error that says why there is none.
+    ///
+    /// # Errors
+    /// [`EngineError::Unavailable`].
+    pub fn kvm_or_reason(&self) -> Result<&KvmHost, EngineError> {
+        let kvm = self.engines.kvm.as_ref();
+        kvm.map_err(|missing| EngineError::Unavailable(missing.to_string()))
     }
 
     /// The CPU that a new domain sees.

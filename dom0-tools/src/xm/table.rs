@@ -100,6 +100,7 @@ pub static COMMANDS: &[Command] = &[
     ready::<super::pause::Destroy>("destroy", Group::Domains),
     ready::<super::pause::Pause>("pause", Group::Domains),
     ready::<super::pause::Unpause>("unpause", Group::Domains),
+    ready::<super::engine::Engine>("engine", Group::Domains),
     ready::<super::names::Rename>("rename", Group::Domains),
     ready::<super::console::Console>("console", Group::Domains),
     ready::<super::list::List>("list", Group::Looking),

@@ -133,6 +133,15 @@ pub enum Request {
         vcpu: u32,
     },
 
+    /// What executes the domain's code; with `change`, from now on. The domain
+    /// does not notice. Reply: [`Reply::Engine`].
+    Engine {
+        /// The domain.
+        dom: u16,
+        /// The engine that it shall have.
+        change: Option<Engine>,
+    },
+
     // memory
     /// `XENMEM_populate_physmap` on a foreign domain, for the range of
     /// pseudo-physical frames `first_pfn..first_pfn + count`: allocates the
@@ -324,6 +333,7 @@ impl Request {
             Self::SetVcpuAffinity { .. } => "SetVcpuAffinity",
             Self::SetVcpuContext { .. } => "SetVcpuContext",
             Self::GetVcpuContext { .. } => "GetVcpuContext",
+            Self::Engine { .. } => "Engine",
             Self::PopulatePhysmap { .. } => "PopulatePhysmap",
             Self::MapMemory { .. } => "MapMemory",
             Self::PinTable { .. } => "PinTable",
@@ -343,6 +353,15 @@ impl Request {
             Self::GetDomainCounters { .. } => "GetDomainCounters",
         }
     }
+}
+
+/// What executes a domain's code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Engine {
+    /// Ring 3 of a KVM virtual machine.
+    Kvm,
+    /// The interpreter in the hypervisor's process.
+    Soft,
 }
 
 /// What a new domain shall be.
@@ -424,6 +443,8 @@ pub enum Reply {
     VcpuContext(Vec<u8>),
     /// What a debugger asked.
     Debug(crate::debug::Answer),
+    /// A domain's engine.
+    Engine(Engine),
     /// Records of a trace.
     Trace(crate::trace::Batch),
     /// A port's state.

@@ -10,7 +10,9 @@ use guest_abi::addr::{DomId, Mfn, Pfn, Port, VcpuId};
 
 use super::{Client, ClientError};
 use crate::debug;
-use crate::protocol::{CreateDomain, DomainInfo, HostInfo, PortState, Reply, Request, VcpuInfo};
+use crate::protocol::{
+    CreateDomain, DomainInfo, Engine, HostInfo, PortState, Reply, Request, VcpuInfo,
+};
 use crate::trace::Batch;
 
 /// A domain's memory, as [`Client::map_memory`] gives it.
@@ -94,6 +96,11 @@ impl Client {
     pub fn read_console(&self, from: u64, clear: bool) -> Result<(u64, Vec<u8>), ClientError> {
         ask!(self, Request::ReadConsole { from, clear },
             Reply::Console { start, bytes } => (start, bytes))
+    }
+
+    /// What executes a domain's code; with `change`, from now on.
+    pub fn engine(&self, dom: DomId, change: Option<Engine>) -> Result<Engine, ClientError> {
+        ask!(self, Request::Engine { dom: dom.0, change }, Reply::Engine(engine) => engine)
     }
 
     /// Makes a domain: paused, without memory.
