@@ -41,6 +41,47 @@ pub struct Context {
     pub fs_base: u64,
     /// Base of GS, of the current mode.
     pub gs_base: u64,
+    /// Set while 32-bit code runs.
+    pub compat: Option<Compat>,
+    /// ES, DS, FS and GS, as far as the hypervisor or the interpreter loaded
+    /// them: a KVM engine does not tell what ring 3 loaded by itself.
+    pub data: DataSelectors,
+}
+
+/// The segments of 32-bit code: it runs in a code segment without the L bit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compat {
+    /// Selects that segment.
+    pub cs: u16,
+    /// Selects the stack's.
+    pub ss: u16,
+}
+
+/// Selectors of data segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the registers' names")]
+pub struct DataSelectors {
+    pub es: u16,
+    pub ds: u16,
+    pub fs: u16,
+    pub gs: u16,
+}
+
+impl DataSelectors {
+    /// Whether all of them are null, as in 64-bit code they mostly are.
+    #[must_use]
+    pub fn are_null(self) -> bool {
+        (self.es | self.ds | self.fs | self.gs) & !3 == 0
+    }
+}
+
+impl Context {
+    /// Whether the processor can't run this as the KVM engine sets it up: 32-bit
+    /// code, and selectors of segments that the engine's tables lack.
+    #[must_use]
+    pub fn needs_interpreter(&self) -> bool {
+        self.compat.is_some() || !self.data.are_null()
+    }
 }
 
 /// Why the guest stopped running.

@@ -29,15 +29,8 @@ const EXT1_ECX: u32 = bits(&[0, 5, 6, 7, 8]);
 const EXT1_EDX: u32 = bits(&[11, 20, 22, 25, 27, 29]);
 /// XSAVEOPT XSAVEC.
 const XSAVE_FEATURES: u32 = bits(&[0, 1]);
-/// What the interpreter has: CX16 MOVBE POPCNT and the hypervisor bit.
-const INTERPRETED_1_ECX: u32 = bits(&[13, 22, 23, 31]);
-/// FPU TSC MSR PAE CX8 CMOV CLFLUSH MMX FXSR SSE SSE2.
-const INTERPRETED_1_EDX: u32 = LEAF1_EDX;
-/// FSGSBASE BMI1 BMI2 ERMS ADX CLFLUSHOPT CLWB.
-const INTERPRETED_7_EBX: u32 = bits(&[0, 3, 8, 9, 19, 23, 24]);
-const INTERPRETED_7_ECX: u32 = 0;
-/// LAHF ABM PREFETCHW.
-const INTERPRETED_EXT1_ECX: u32 = bits(&[0, 5, 8]);
+/// What the interpreter lacks: SSE4A.
+const NOT_INTERPRETED_EXT1_ECX: u32 = bits(&[6]);
 /// x87, SSE, AVX.
 pub const XCR0_MASK: u64 = 7;
 /// Bytes of an XSAVE area with x87, SSE and AVX, in either format.
@@ -89,17 +82,8 @@ impl CpuidPolicy {
     #[must_use]
     pub fn for_interpreter(mut self) -> Self {
         for entry in &mut self.entries {
-            match (entry.function, entry.index) {
-                (1, _) => {
-                    entry.ecx &= INTERPRETED_1_ECX;
-                    entry.edx &= INTERPRETED_1_EDX;
-                }
-                (7, 0) => {
-                    entry.ebx &= INTERPRETED_7_EBX;
-                    entry.ecx &= INTERPRETED_7_ECX;
-                }
-                (0x8000_0001, _) => entry.ecx &= INTERPRETED_EXT1_ECX,
-                _ => {}
+            if entry.function == 0x8000_0001 {
+                entry.ecx &= !NOT_INTERPRETED_EXT1_ECX;
             }
         }
         self

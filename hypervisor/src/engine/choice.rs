@@ -136,11 +136,8 @@ impl Available {
     /// The CPU that a new domain sees.
     #[must_use]
     pub fn cpuid(&self) -> CpuidPolicy {
-        let policy = CpuidPolicy::new(&self.cpuid, version::XEN_VERSION, self.tsc_khz);
-        match self.default_kind() {
-            EngineKind::Kvm => policy,
-            EngineKind::Soft => policy.for_interpreter(),
-        }
+        // The same on every engine, so that a domain can change over.
+        CpuidPolicy::new(&self.cpuid, version::XEN_VERSION, self.tsc_khz).for_interpreter()
     }
 
     /// Whether a trap costs as much as thousands of instructions.

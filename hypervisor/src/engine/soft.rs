@@ -8,7 +8,7 @@
 //! undefined for the CPU that the domain sees is #UD; everything else is told
 //! by its name ([`EngineError::Unknown`]) and is never skipped.
 
-use super::{EngineCounts, EngineError, Entry, FIXED_FLAGS, USER_FLAGS, kvm::KvmVcpu};
+use super::{EngineCounts, EngineError, Entry, FIXED_FLAGS, USER_FLAGS};
 use crate::{
     cpu::Trap,
     emulate::CpuidPolicy,
@@ -44,7 +44,6 @@ impl SoftVcpu {
             let leaf = cpuid.lookup(leaf, subleaf);
             [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
         }));
-        model.selectors = KvmVcpu::initial_selectors();
         model.xcr0 = Some(1);
         interpreter.load_fpu(&FpuState::new());
         SoftVcpu {

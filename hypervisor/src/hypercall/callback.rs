@@ -66,12 +66,9 @@ fn register(vcpu: &mut Vcpu, arg: GuestVirt) -> Outcome {
         }
         CALLBACKTYPE_FAILSAFE => vcpu.state.failsafe = handler,
         CALLBACKTYPE_SYSCALL => vcpu.state.syscall = handler,
-        // 32-bit user code enters by these, and by `int 0x80` where a CPU has
-        // neither; the CPU that we show has neither. NMIs are never sent.
-        CALLBACKTYPE_SYSENTER
-        | CALLBACKTYPE_SYSENTER_DEPRECATED
-        | CALLBACKTYPE_SYSCALL32
-        | CALLBACKTYPE_NMI => {}
+        CALLBACKTYPE_SYSCALL32 => vcpu.state.syscall32 = handler,
+        // The CPU that we show has no `sysenter`. NMIs are never sent.
+        CALLBACKTYPE_SYSENTER | CALLBACKTYPE_SYSENTER_DEPRECATED | CALLBACKTYPE_NMI => {}
         _ => return Err(Errno::ENOSYS),
     }
     OK
@@ -81,10 +78,11 @@ fn unregister(vcpu: &mut Vcpu, arg: GuestVirt) -> Outcome {
     let arg: CallbackUnregister = vcpu.access().read_obj(arg)?;
     match arg.kind {
         CALLBACKTYPE_EVENT | CALLBACKTYPE_FAILSAFE | CALLBACKTYPE_SYSCALL => Err(Errno::EINVAL),
-        CALLBACKTYPE_SYSENTER
-        | CALLBACKTYPE_SYSENTER_DEPRECATED
-        | CALLBACKTYPE_SYSCALL32
-        | CALLBACKTYPE_NMI => OK,
+        CALLBACKTYPE_SYSCALL32 => {
+            vcpu.state.syscall32 = Handler::default();
+            OK
+        }
+        CALLBACKTYPE_SYSENTER | CALLBACKTYPE_SYSENTER_DEPRECATED | CALLBACKTYPE_NMI => OK,
         _ => Err(Errno::ENOSYS),
     }
 }

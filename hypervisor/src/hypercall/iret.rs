@@ -2,13 +2,13 @@
 
 use super::{Done, Outcome};
 use crate::{
-    cpu::reg,
+    cpu::{Compat, reg},
     guest_access::GuestAccessExt,
-    vcpu::{Crash, Vcpu},
+    vcpu::{Crash, Vcpu, base_of},
 };
 use guest_abi::{
     addr::GuestVirt,
-    arch_x86_64::{IretContext, VGCF_IN_SYSCALL},
+    arch_x86_64::{FLAT_RING3_CS32, FLAT_USER_CS, IretContext, VGCF_IN_SYSCALL},
 };
 
 /// `HYPERVISOR_iret()`: goes on where the frame at `rsp` says, in user mode if
@@ -33,6 +33,7 @@ pub(super) fn iret(vcpu: &mut Vcpu) -> Outcome {
         }
         vcpu.state.toggle_mode();
     }
+    let segment = code_segment(vcpu, frame.cs, frame.ss);
     let context = &mut vcpu.state.context;
     context.rip = frame.rip;
     context.rflags = frame.rflags;
@@ -46,5 +47,44 @@ pub(super) fn iret(vcpu: &mut Vcpu) -> Outcome {
         context.gpr[reg::RCX] = frame.rip;
     }
     vcpu.mask_events(frame.rflags & (1 << 9) == 0);
+    match segment {
+        Ok(compat) => vcpu.state.context.compat = compat,
+        Err(NoCode) => {
+            if let Err(crash) = vcpu.bounce_failsafe() {
+                return Ok(Done::Crash(crash));
+            }
+        }
+    }
     Ok(Done::Registers)
+}
+
+/// The selector names no code segment that user mode may run in.
+struct NoCode;
+
+/// Which code a return to `cs` runs: 64-bit (`None`) or 32-bit.
+fn code_segment(vcpu: &Vcpu, cs: u64, ss: u64) -> Result<Option<Compat>, NoCode> {
+    /// Linux's own, which also this engine shows.
+    const USER_CODE: u16 = 0x33;
+    const CODE: u64 = 1 << 43 | 1 << 44 | 1 << 47;
+    const LONG: u64 = 1 << 53;
+    const BIG: u64 = 1 << 54;
+    let low16 = |selector: u64| u16::try_from(selector & 0xffff).unwrap_or(0);
+    let (cs, ss) = (low16(cs), low16(ss));
+    if !vcpu.state.user_mode || matches!(cs, FLAT_USER_CS | USER_CODE) {
+        return Ok(None);
+    }
+    if cs == FLAT_RING3_CS32 {
+        return Ok(Some(Compat { cs, ss }));
+    }
+    let descriptor = vcpu
+        .lock_mm()
+        .read_descriptor(&vcpu.tables(), vcpu.shared.id, cs)
+        .filter(|descriptor| descriptor & CODE == CODE && descriptor >> 45 & 3 == 3)
+        .ok_or(NoCode)?;
+    // A segment with a base is one for 16-bit or very old programs.
+    match (descriptor & LONG != 0, descriptor & BIG != 0) {
+        (true, false) => Ok(None),
+        (false, true) if base_of(descriptor) == 0 => Ok(Some(Compat { cs, ss })),
+        _ => Err(NoCode),
+    }
 }

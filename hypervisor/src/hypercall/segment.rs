@@ -1,7 +1,7 @@
 //! `stack_switch`, `set_segment_base`, `fpu_taskswitch`.
 
 use super::{OK, Outcome};
-use crate::vcpu::Vcpu;
+use crate::vcpu::{Vcpu, base_of};
 use guest_abi::{
     addr::GuestVirt,
     arch_x86_64::{SEGBASE_FS, SEGBASE_GS_KERNEL, SEGBASE_GS_USER, SEGBASE_GS_USER_SEL},
@@ -29,7 +29,10 @@ pub(super) fn set_segment_base(vcpu: &mut Vcpu, which: u32, base: u64) -> Outcom
         SEGBASE_GS_USER => *state.gs_base_user() = base,
         SEGBASE_GS_KERNEL => *state.gs_base_kernel() = base,
         // A null selector has base 0; others would need a GDT entry.
-        SEGBASE_GS_USER_SEL if base & 0xffff & !3 == 0 => *state.gs_base_user() = 0,
+        SEGBASE_GS_USER_SEL if base & 0xffff & !3 == 0 => {
+            *state.gs_base_user() = 0;
+            state.context.data.gs = 0;
+        }
         SEGBASE_GS_USER_SEL => return load_gs_selector(vcpu, base),
         _ => return Err(Errno::EINVAL),
     }
@@ -41,8 +44,8 @@ fn load_gs_selector(vcpu: &mut Vcpu, selector: u64) -> Outcome {
     let selector = u16::try_from(selector & 0xffff).unwrap_or(0);
     let id = vcpu.shared.id;
     let descriptor = vcpu.lock_mm().read_descriptor(&vcpu.tables(), id, selector);
-    let base = descriptor.map_or(0, |d| d >> 16 & 0xff_ffff | d >> 56 << 24);
-    *vcpu.state.gs_base_user() = base;
+    *vcpu.state.gs_base_user() = descriptor.map_or(0, base_of);
+    vcpu.state.context.data.gs = if descriptor.is_some() { selector } else { 0 };
     OK
 }
 

@@ -135,14 +135,16 @@ impl CodeCache {
     }
 
     fn tag(&self, cpu: &Cpu) -> u64 {
-        (self.jump_epoch << 12) | cpu.tlb.generation()
+        let mode = u64::from(cpu.compat.is_some()) << 63;
+        mode | (self.jump_epoch << 12) | cpu.tlb.generation()
     }
 
     #[cold]
     #[inline(never)]
     fn find_slow(&mut self, cpu: &mut Cpu) -> Result<usize, Halt> {
         let page = cpu.fetch(cpu.rip)?;
-        let key = (page.mfn.0 << 12) | (cpu.rip & 0xfff);
+        let mode = u64::from(cpu.compat.is_some()) << 63;
+        let key = mode | (page.mfn.0 << 12) | (cpu.rip & 0xfff);
         let known = self.by_address.get(&key).copied();
         let id = match known {
             Some(id) if self.still_right(cpu, id, &page)? => id,
@@ -180,7 +182,7 @@ impl CodeCache {
         let block = build(cpu, page, key, BLOCK_INSTRUCTIONS)?;
         let id = self.blocks.len();
         let first = to_page_end(cpu.rip).min(block.bytes.len());
-        self.claim(cpu, page.mfn, id, key, first);
+        self.claim(cpu, page.mfn, id, key & 0xfff, first);
         if let Some(second) = block.second {
             self.claim(cpu, second, id, 0, block.bytes.len() - first);
         }
@@ -233,7 +235,12 @@ pub fn instruction(cpu: &mut Cpu) -> Option<Instruction> {
     let mut buffer = [0; LONGEST];
     let code = &mut buffer[..to_page_end(cpu.rip).min(LONGEST)];
     copy_out(page.frame.ptr.at(cpu.rip), code);
-    Some(Decoder::with_ip(64, code, cpu.rip, decoder_options()).decode())
+    Some(Decoder::with_ip(bits(cpu), code, cpu.rip, decoder_options()).decode())
+}
+
+/// How wide code is now.
+fn bits(cpu: &Cpu) -> u32 {
+    if cpu.compat.is_some() { 32 } else { 64 }
 }
 
 fn build(cpu: &mut Cpu, page: &Page, key: u64, limit: u32) -> Result<Block, Halt> {
@@ -244,15 +251,14 @@ fn build(cpu: &mut Cpu, page: &Page, key: u64, limit: u32) -> Result<Block, Halt
     };
     copy_out(page.frame.ptr.at(cpu.rip), &mut code.buffer[..code.len]);
     let start = cpu.rip & 0xfff;
-    let (mut ops, mut count, mut bytes) = straight(
-        &code.buffer[..code.len],
-        start,
-        limit,
-        &mut cpu.vector.plans,
-    );
+    let width = bits(cpu);
+    let plans = &mut cpu.vector.plans;
+    let (mut ops, mut count, mut bytes) =
+        straight(&code.buffer[..code.len], start, limit, width, plans);
     if count == 0 {
         code.read_second(cpu)?;
-        (ops, count, bytes) = straight(&code.buffer[..code.len], start, 1, &mut cpu.vector.plans);
+        let plans = &mut cpu.vector.plans;
+        (ops, count, bytes) = straight(&code.buffer[..code.len], start, 1, width, plans);
         if count == 0 {
             // Not an instruction however it goes on.
             ops.push(Op::new(super::exec::system::unknown, page_offset(start), 1));
@@ -284,8 +290,14 @@ impl Bytes {
 
 /// The operations of the instructions at the start of `bytes`, how many
 /// instructions they are, and their length.
-fn straight(bytes: &[u8], start: u64, limit: u32, plans: &mut Plans) -> (Vec<Op>, u32, usize) {
-    let mut decoder = Decoder::with_ip(64, bytes, start, decoder_options());
+fn straight(
+    bytes: &[u8],
+    start: u64,
+    limit: u32,
+    width: u32,
+    plans: &mut Plans,
+) -> (Vec<Op>, u32, usize) {
+    let mut decoder = Decoder::with_ip(width, bytes, start, decoder_options());
     let mut instruction = Instruction::default();
     let (mut ops, mut count, mut used) = (Vec::new(), 0, 0);
     while count < limit {
@@ -297,7 +309,7 @@ fn straight(bytes: &[u8], start: u64, limit: u32, plans: &mut Plans) -> (Vec<Op>
             before,
             op,
             ends_block,
-        } = decode(&instruction, plans);
+        } = decode(&instruction, width == 32, plans);
         ops.extend(before);
         ops.push(op);
         count += 1;

@@ -6,7 +6,10 @@
 //! the third or the immediate; a memory operand is not counted.
 
 use super::{
-    exec::{alu, bits, control, data, masked, shift, stack, string, swap, system, vector, xstate},
+    exec::{
+        alu, bits, compat, control, data, masked, shift, stack, string, swap, system, vector,
+        xstate,
+    },
     op::{Handler, Op, slot},
     vector::Plans,
 };
@@ -61,18 +64,21 @@ pub struct Decoded {
 pub type Choice = Option<(Handler, bool)>;
 
 /// Decodes `instruction`, whose IP is its offset in its page.
-pub fn decode(instruction: &Instruction, plans: &mut Plans) -> Decoded {
+/// With `compat` it is of 32-bit code.
+pub fn decode(instruction: &Instruction, compat: bool, plans: &mut Plans) -> Decoded {
     let at = u16::try_from(instruction.ip() & 0xfff).unwrap_or(0);
     let len = u8::try_from(instruction.len()).unwrap_or(0);
     let mut op = Op::new(system::unknown, at, len);
     let mut before = None;
     let mut ends_block = true;
     if let Some(shape) = operands(instruction, &mut op)
-        && let Some((run, ends)) = choose(instruction, shape, &mut op, plans)
+        && let Some((run, ends)) = choose_for(instruction, shape, &mut op, compat, plans)
     {
         op.run = run;
         ends_block = ends;
-        if short_address(instruction) {
+        if compat && has_memory(instruction) {
+            before = Some(split_linear(instruction, &mut op));
+        } else if short_address(instruction) {
             before = Some(split_address(&mut op));
         }
     }
@@ -80,6 +86,26 @@ pub fn decode(instruction: &Instruction, plans: &mut Plans) -> Decoded {
         before,
         op,
         ends_block,
+    }
+}
+
+fn choose_for(
+    i: &Instruction,
+    shape: Shape,
+    op: &mut Op,
+    compat: bool,
+    plans: &mut Plans,
+) -> Choice {
+    if !compat {
+        return choose(i, shape, op, plans);
+    }
+    // No handler for 16-bit addresses.
+    if has_memory(i) && (i.memory_base().is_gpr16() || i.memory_displ_size() == 2) {
+        return None;
+    }
+    match compat::choose(i, shape, op) {
+        compat::Answer::Own(choice) => choice,
+        compat::Answer::Shared => choose(i, shape, op, plans),
     }
 }
 
@@ -285,6 +311,16 @@ fn has_memory(i: &Instruction) -> bool {
 
 fn no_registers(i: &Instruction) -> bool {
     i.memory_base() == Register::None && i.memory_index() == Register::None
+}
+
+/// The same for 32-bit code, whose linear addresses wrap; `lea` has no segment.
+fn split_linear(i: &Instruction, op: &mut Op) -> Op {
+    let mut before = split_address(op);
+    if i.mnemonic() != Mnemonic::Lea {
+        before.run = compat::linear;
+    }
+    op.segment = slot::ZERO;
+    before
 }
 
 /// Moves the address computation into an operation of its own.

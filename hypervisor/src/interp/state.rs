@@ -11,7 +11,7 @@ use super::{
     tlb::Tlb,
     vector::Vector,
 };
-use crate::cpu::Context;
+use crate::cpu::{Compat, Context, DataSelectors};
 use guest_abi::addr::Mfn;
 use std::sync::Arc;
 
@@ -39,6 +39,9 @@ pub enum Stop {
     /// It would write over code of which there are decoded blocks.
     OverCode(Mfn),
 }
+
+/// CS and SS of 64-bit code, as the KVM engine shows them.
+const LONG_MODE: (u16, u16) = (0x33, 0x2b);
 
 /// Vectors of the exceptions that ring-3 code can raise by itself.
 pub mod vector {
@@ -69,7 +72,8 @@ pub struct Model {
     pub selectors: [Option<u16>; 6],
     /// Answers `cpuid`; without it the instruction is unknown.
     pub cpuid: Option<Cpuid>,
-    /// There is no engine for what is left undone.
+    /// There is no engine for what is left undone. Then the selectors are the
+    /// context's.
     pub alone: bool,
     /// XCR0 as ring 3 sees it; without it instructions that depend on it are
     /// unknown.
@@ -84,6 +88,8 @@ pub struct Cpu {
     pub flags: Flags,
     /// The other bits of `rflags`.
     pub other_flags: u64,
+    /// 32-bit code runs.
+    pub compat: Option<Compat>,
     /// Where to go on after [`Flow::Branch`].
     pub rip: u64,
     /// Set by whoever returns [`Halt`].
@@ -113,6 +119,7 @@ impl Cpu {
             r: [0; 32],
             flags: Flags::default(),
             other_flags: 2,
+            compat: None,
             rip: 0,
             stop: Stop::Unknown,
             extra: 0,
@@ -139,6 +146,15 @@ impl Cpu {
         self.r[usize::from(slot::FS)] = context.fs_base;
         self.r[usize::from(slot::GS)] = context.gs_base;
         self.rip = context.rip;
+        self.compat = context.compat;
+        if self.model.alone {
+            let data = context.data;
+            let (cs, ss) = match context.compat {
+                Some(compat) => (compat.cs, compat.ss),
+                None => LONG_MODE,
+            };
+            self.model.selectors = [data.es, cs, ss, data.ds, data.fs, data.gs].map(Some);
+        }
         // RF stands in the flags that a fault saved, and lasts for one
         // instruction.
         self.set_rflags(context.rflags & !RF);
@@ -151,6 +167,10 @@ impl Cpu {
         context.gs_base = self.r[usize::from(slot::GS)];
         context.rip = self.rip;
         context.rflags = self.rflags();
+        if self.model.alone {
+            let [es, _, _, ds, fs, gs] = self.model.selectors.map(Option::unwrap_or_default);
+            context.data = DataSelectors { es, ds, fs, gs };
+        }
     }
 
     /// `rflags` as the guest sees it.

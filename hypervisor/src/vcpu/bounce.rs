@@ -41,7 +41,7 @@ impl Vcpu {
     ///
     /// # Errors
     /// There is no handler, or no stack for the frame.
-    pub(super) fn bounce_failsafe(&mut self) -> Result<(), Crash> {
+    pub(crate) fn bounce_failsafe(&mut self) -> Result<(), Crash> {
         match self.state.failsafe {
             Handler { address: 0, .. } => self.bounce(self.state.trap_handler(13), Some(0)),
             handler => self.push_frame(handler, &[0; 4]),
@@ -78,6 +78,7 @@ impl Vcpu {
             .write_bytes(GuestVirt(rsp), &bytes)
             .map_err(|_| Crash::NoStack(rsp))?;
         let context = &mut self.state.context;
+        context.compat = None;
         context.gpr[reg::RSP] = rsp;
         context.rip = handler.address;
         context.rflags &= !CLEARED;

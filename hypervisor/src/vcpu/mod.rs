@@ -4,10 +4,12 @@
 //! [`VcpuShared`] alone.
 
 mod access;
+mod aside;
 mod bounce;
 mod clock;
 mod run;
 mod run_ahead;
+mod selector;
 mod shared;
 mod state;
 mod trap;
@@ -16,6 +18,7 @@ pub use access::VcpuAccess;
 pub use clock::{TimeState, VcpuTime};
 pub use run::start;
 pub use run_ahead::RunAhead;
+pub use selector::base_of;
 pub use shared::{VcpuShared, request};
 pub use state::{GuestState, Handler, canonical_or_zero};
 
@@ -83,6 +86,8 @@ pub struct Vcpu {
     writes: RefCell<TableWrites>,
     flush: Cell<bool>,
     ahead: Option<RunAhead>,
+    aside: Option<aside::Aside>,
+    flush_aside: Cell<bool>,
     /// Where the last kick found the guest in the VM.
     kicked_at: Option<u64>,
     /// The interpreter's cached translations are to be dropped.
@@ -129,6 +134,7 @@ impl Vcpu {
     pub fn flush(&self) {
         self.flush.set(true);
         self.flush_ahead.set(true);
+        self.flush_aside.set(true);
     }
 
     /// Drops cached translations of all vCPUs: on return no other one runs
@@ -210,6 +216,7 @@ impl Vcpu {
         if let Some(ahead) = &mut self.ahead {
             ahead.set_xcr0(value);
         }
+        self.set_xcr0_aside(value);
         Ok(self.engine.set_xcr0(value)?)
     }
 }

@@ -91,6 +91,8 @@ impl Vcpu {
             writes: Default::default(),
             flush: true.into(),
             ahead,
+            aside: None,
+            flush_aside: true.into(),
             kicked_at: None,
             flush_ahead: true.into(),
             spurious: (0, 0, 0),
@@ -155,6 +157,8 @@ impl Vcpu {
             return Ok(());
         }
         self.tell_counts("engine changes");
+        self.end_aside()?;
+        self.aside = None;
         if let Some(ahead) = &mut self.ahead {
             ahead.hand_over_fpu(&mut self.engine)?;
         }
@@ -270,16 +274,24 @@ impl Vcpu {
         if !self.shared.enter_guest() {
             return Ok(());
         }
-        match self.run_ahead() {
-            Ok(None) => {}
-            Ok(Some(trap)) => {
-                self.shared.leave_guest();
-                return self.handle(trap, stepping);
+        let trap = self.run_guest();
+        self.shared.leave_guest();
+        let trap = match trap {
+            Err(Crash::Engine(EngineError::Unknown(name))) if self.state.user_mode => {
+                self.unknown(&name)
             }
-            Err(crash) => {
-                self.shared.leave_guest();
-                return Err(crash);
-            }
+            trap => trap?,
+        };
+        self.handle(trap, stepping)
+    }
+
+    /// Runs the guest to its next trap, where that is quickest or possible.
+    fn run_guest(&mut self) -> Result<Trap, Crash> {
+        if let Some(trap) = self.run_aside()? {
+            return Ok(trap);
+        }
+        if let Some(trap) = self.run_ahead()? {
+            return Ok(trap);
         }
         let mut entry = Entry {
             root: self.state.root(),
@@ -287,21 +299,15 @@ impl Vcpu {
             flush: self.flush.replace(false),
             writes: self.writes.get_mut(),
         };
-        let handed = match &mut self.ahead {
-            Some(ahead) => ahead.hand_over_fpu(&mut self.engine),
-            None => Ok(()),
-        };
-        let trap = handed.and_then(|()| self.engine.run(&mut entry));
+        if let Some(ahead) = &mut self.ahead {
+            ahead.hand_over_fpu(&mut self.engine)?;
+        }
         self.domain.counts.entries.fetch_add(1, Relaxed);
-        self.shared.leave_guest();
-        let trap = match trap {
-            Err(EngineError::Unknown(name)) if self.state.user_mode => self.unknown(&name),
-            trap => trap?,
-        };
+        let trap = self.engine.run(&mut entry)?;
         if trap == Trap::Kick {
             self.kicked_at = Some(self.state.context.rip);
         }
-        self.handle(trap, stepping)
+        Ok(trap)
     }
 
     /// A program's instruction that the engine does not know: to the program it

@@ -158,7 +158,7 @@ impl Vcpu {
 
     /// Deals with queued page-table words before the interpreter goes on:
     /// whether it may.
-    fn settle_tables(&mut self) -> Result<bool, Crash> {
+    pub(super) fn settle_tables(&mut self) -> Result<bool, Crash> {
         let queued = self.writes.get_mut().words().len();
         let alone = self
             .domain

@@ -46,6 +46,8 @@ pub struct GuestState {
     pub failsafe: Handler,
     /// Entry point of user mode's `syscall`.
     pub syscall: Handler,
+    /// The same for `syscall` in 32-bit code.
+    pub syscall32: Handler,
     /// I/O privilege level that the guest gave itself.
     pub iopl: u8,
     /// Debug registers, as the guest reads them.
@@ -73,6 +75,7 @@ impl GuestState {
             event: Handler::default(),
             failsafe: Handler::default(),
             syscall: Handler::default(),
+            syscall32: Handler::default(),
             iopl: 0,
             debug: [0, 0, 0, 0, 0, 0, 0xffff_0ff0, 0x400],
             task_switched: false,
@@ -135,7 +138,9 @@ impl GuestState {
     /// CS and SS as the guest sees its own.
     #[must_use]
     pub fn selectors(&self) -> (u64, u64) {
-        if self.user_mode {
+        if let Some(compat) = self.context.compat {
+            (compat.cs.into(), compat.ss.into())
+        } else if self.user_mode {
             (FLAT_USER_CS.into(), FLAT_USER_SS.into())
         } else {
             // RPL 0: Linux tells kernel from user by it.
@@ -151,6 +156,7 @@ impl GuestState {
             rflags: from.user_regs.rflags,
             fs_base: canonical_or_zero(from.fs_base),
             gs_base: canonical_or_zero(from.gs_base_kernel),
+            ..Context::default()
         };
         self.other_gs_base = canonical_or_zero(from.gs_base_user);
         self.user_mode = false;

@@ -24,6 +24,10 @@ mod fault {
     pub const USER: u32 = 4;
     pub const FETCH: u32 = 16;
 }
+/// The trap flag.
+const TF: u64 = 1 << 8;
+/// The bit of DR6 for a single step.
+const SINGLE_STEP: u64 = 1 << 14;
 /// Vectors that push an error code.
 const WITH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17;
 /// An access that its mapping allows may fault this often in a row.
@@ -73,6 +77,9 @@ impl Vcpu {
             13 => self.general_protection(error),
             6 => self.invalid_opcode(),
             _ => {
+                if vector == 1 && self.state.context.rflags & TF != 0 {
+                    self.state.debug[6] |= SINGLE_STEP;
+                }
                 let error = (WITH_ERROR_CODE >> vector & 1 != 0).then_some(error);
                 self.bounce(self.state.trap_handler(vector), error)
             }
@@ -96,7 +103,11 @@ impl Vcpu {
         if let Some(began) = self.trace_clock(kind::SYSCALL) {
             self.trace_syscall(began, syscall_number(&self.state), self.state.context.rip);
         }
-        match self.state.syscall {
+        let handler = match self.state.context.compat {
+            Some(_) => self.state.syscall32,
+            None => self.state.syscall,
+        };
+        match handler {
             Handler { address: 0, .. } => self.bounce(self.state.trap_handler(6), None),
             handler => self.bounce(handler, None),
         }
@@ -138,6 +149,12 @@ impl Vcpu {
         if error & 3 == 2 {
             let vector = u8::try_from(error >> 3 & 0xff).unwrap_or(0);
             return self.software_interrupt(vector, 2);
+        }
+        if error & 3 == 0 && error != 0 {
+            let code = self.fetch();
+            if self.load_selector(&code) {
+                return Ok(());
+            }
         }
         if error == 0 {
             let code = self.fetch();

@@ -208,12 +208,6 @@ impl KvmVcpu {
         kick::watch_kvm_run(flag.cast());
     }
 
-    /// The selectors of ES, CS, SS, DS, FS and GS at the start of day.
-    #[must_use]
-    pub fn initial_selectors() -> [Option<u16>; 6] {
-        [0, selector::USER_CODE, selector::USER_DATA, 0, 0, 0].map(Some)
-    }
-
     /// The selectors of ES, CS, SS, DS, FS and GS, as KVM tells them.
     ///
     /// A KVM that runs ring 3 natively tells what it was given, null, and not

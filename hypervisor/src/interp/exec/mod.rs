@@ -43,6 +43,7 @@ fn operand<const MEM: bool, W: Memory>(cpu: &mut Cpu, op: &Op, register: u8) -> 
 
 pub mod alu;
 pub mod bits;
+pub mod compat;
 pub mod control;
 pub mod data;
 pub mod masked;

@@ -221,7 +221,7 @@ fn rep_stos<W: Integer>(cpu: &mut Cpu, op: &Op) -> Outcome {
 }
 
 /// The instruction's kind and element size.
-fn kind(code: Code) -> Option<(char, usize)> {
+pub fn kind(code: Code) -> Option<(char, usize)> {
     Some(match code {
         Code::Movsb_m8_m8 => ('m', 1),
         Code::Movsw_m16_m16 => ('m', 2),

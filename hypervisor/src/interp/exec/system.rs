@@ -8,7 +8,8 @@
 use super::segment;
 use crate::interp::{
     decode::{Choice, Form, Shape},
-    host::{Word, time_stamp},
+    flags::Flags,
+    host::{Word, random_number, random_seed, time_stamp},
     op::{Flow, Handler, Op, Outcome, slot},
     state::{Cpu, Stop, vector},
 };
@@ -98,6 +99,14 @@ fn cpuid(cpu: &mut Cpu, _: &Op) -> Outcome {
     Ok(Flow::Next)
 }
 
+/// `rdrand`, or with `SEED` `rdseed`: CF says whether there was a number.
+fn random<const SEED: bool, W: Word>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let number = if SEED { random_seed() } else { random_number() };
+    cpu.set(op.dst, W::low(number.unwrap_or(0)));
+    cpu.flags = Flags::default().with_carry(number.is_some());
+    Ok(Flow::Next)
+}
+
 fn straight(i: &Instruction, shape: Shape, op: &mut Op) -> Option<Handler> {
     use Mnemonic as M;
     match i.mnemonic() {
@@ -106,6 +115,12 @@ fn straight(i: &Instruction, shape: Shape, op: &mut Op) -> Option<Handler> {
         M::Rdtsc => Some(rdtsc),
         M::Rdtscp => Some(rdtscp),
         M::Cpuid => Some(cpuid),
+        M::Rdrand if std::arch::is_x86_feature_detected!("rdrand") => {
+            by_wide_width!(shape.width, random, false)
+        }
+        M::Rdseed if std::arch::is_x86_feature_detected!("rdseed") => {
+            by_wide_width!(shape.width, random, true)
+        }
         M::Rdpid => Some(rdpid),
         _ => segment::choose(i, shape, op),
     }

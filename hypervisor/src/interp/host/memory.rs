@@ -167,3 +167,28 @@ pub fn time_stamp() -> u64 {
     // SAFETY: `rdtsc` reads a counter.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
+
+/// A number of the host's random generator, which has one.
+#[must_use]
+pub fn random_number() -> Option<u64> {
+    let (number, got): (u64, u8);
+    // SAFETY: `rdrand` writes a register and flags; the caller has seen that
+    // the processor has it.
+    unsafe {
+        asm!("rdrand {n}", "setc {c}", n = out(reg) number, c = out(reg_byte) got,
+            options(nomem, nostack));
+    }
+    (got != 0).then_some(number)
+}
+
+/// The same by `rdseed`.
+#[must_use]
+pub fn random_seed() -> Option<u64> {
+    let (number, got): (u64, u8);
+    // SAFETY: as in `random_number`.
+    unsafe {
+        asm!("rdseed {n}", "setc {c}", n = out(reg) number, c = out(reg_byte) got,
+            options(nomem, nostack));
+    }
+    (got != 0).then_some(number)
+}

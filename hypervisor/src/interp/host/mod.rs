@@ -19,7 +19,9 @@ mod word;
 pub use arith::{Arith, WideArith};
 pub use atomic::{Atomic, WideAtomic, cmpxchg16b};
 pub use bits::{BitWord, Checksum, VexWord};
-pub use memory::{FramePtr, HostPtr, Memory, copy_out, same_bytes, time_stamp};
+pub use memory::{
+    FramePtr, HostPtr, Memory, copy_out, random_number, random_seed, same_bytes, time_stamp,
+};
 pub use muldiv::MulDiv;
 pub use stub::{HOST_MXCSR, SCRATCH, Stub, StubFrame, StubMemory};
 pub use word::Word;

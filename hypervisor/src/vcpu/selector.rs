@@ -1,0 +1,132 @@
+//! Loads of segment registers that need the guest's descriptor tables.
+//!
+//! A processor would read them by itself. The KVM engine's own tables hold only
+//! flat segments, and the interpreter has none: both raise #GP with the selector
+//! for an error code, and the load is done here.
+//!
+//! Law: FS and GS may select any data segment of ring 3; only its base counts. The
+//! other registers may select a flat one. What is refused stays a fault of the
+//! guest's.
+
+use super::Vcpu;
+use crate::{cpu::reg, guest_access::GuestAccessExt};
+use guest_abi::addr::GuestVirt;
+use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind, Register};
+
+const PRESENT: u64 = 1 << 47;
+const NOT_SYSTEM: u64 = 1 << 44;
+const CODE: u64 = 1 << 43;
+/// Of a code segment: it can be read.
+const READABLE: u64 = 1 << 41;
+
+/// A descriptor's base.
+#[must_use]
+pub fn base_of(descriptor: u64) -> u64 {
+    descriptor >> 16 & 0xff_ffff | descriptor >> 56 << 24
+}
+
+/// Whether ring 3 may load a data segment register with it.
+fn is_data(descriptor: u64) -> bool {
+    descriptor & PRESENT != 0
+        && descriptor & NOT_SYSTEM != 0
+        && descriptor >> 45 & 3 == 3
+        && (descriptor & CODE == 0 || descriptor & READABLE != 0)
+}
+
+/// The selector that an instruction loads, and how far it pops the stack.
+struct Load {
+    register: Register,
+    selector: u16,
+    popped: u64,
+}
+
+impl Vcpu {
+    /// Does the load of the instruction `code` at `rip`. `false` if it is no
+    /// load, or one that is refused.
+    pub(super) fn load_selector(&mut self, code: &[u8]) -> bool {
+        let bits = if self.state.context.compat.is_some() {
+            32
+        } else {
+            64
+        };
+        let rip = self.state.context.rip;
+        let insn = Decoder::with_ip(bits, code, rip, DecoderOptions::NONE).decode();
+        let Some(load) = self.decode_load(&insn) else {
+            return false;
+        };
+        let id = self.shared.id;
+        let descriptor = self
+            .lock_mm()
+            .read_descriptor(&self.tables(), id, load.selector)
+            .filter(|descriptor| is_data(*descriptor));
+        let Some(base) = descriptor.map(base_of) else {
+            return false;
+        };
+        let context = &mut self.state.context;
+        match load.register {
+            Register::FS => (context.data.fs, context.fs_base) = (load.selector, base),
+            Register::GS => (context.data.gs, context.gs_base) = (load.selector, base),
+            Register::ES if base == 0 => context.data.es = load.selector,
+            Register::DS if base == 0 => context.data.ds = load.selector,
+            Register::SS if base == 0 => {
+                if let Some(compat) = &mut context.compat {
+                    compat.ss = load.selector;
+                }
+            }
+            _ => return false,
+        }
+        let stack = &mut context.gpr[reg::RSP];
+        *stack = stack.wrapping_add(load.popped);
+        context.rip = insn.next_ip();
+        true
+    }
+
+    fn decode_load(&self, insn: &Instruction) -> Option<Load> {
+        let popped = match insn.code() {
+            Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => 0,
+            Code::Popw_DS | Code::Popw_ES | Code::Popw_FS | Code::Popw_GS | Code::Popw_SS => 2,
+            Code::Popd_DS | Code::Popd_ES | Code::Popd_FS | Code::Popd_GS | Code::Popd_SS => 4,
+            Code::Popq_FS | Code::Popq_GS => 8,
+            _ => return None,
+        };
+        let at = |address: u64| self.access().read_obj::<u16>(GuestVirt(address)).ok();
+        let selector = match popped {
+            0 if insn.op1_kind() == OpKind::Register => {
+                let value = self.state.context.gpr[insn.op1_register().number() & 15];
+                u16::try_from(value & 0xffff).ok()?
+            }
+            0 => at(self.memory_operand(insn)?)?,
+            _ => at(self.state.context.gpr[reg::RSP])?,
+        };
+        Some(Load {
+            register: insn.op0_register(),
+            selector,
+            popped,
+        })
+    }
+
+    /// The linear address of the memory operand.
+    fn memory_operand(&self, insn: &Instruction) -> Option<u64> {
+        let context = &self.state.context;
+        let address = insn.virtual_address(1, 0, |register, _, _| {
+            Some(match register {
+                Register::FS => context.fs_base,
+                Register::GS => context.gs_base,
+                r if r.is_segment_register() => 0,
+                r => {
+                    let value = context.gpr[r.full_register().number() & 15];
+                    if r.size() == 4 {
+                        value & 0xffff_ffff
+                    } else {
+                        value
+                    }
+                }
+            })
+        })?;
+        Some(if context.compat.is_some() {
+            address & 0xffff_ffff
+        } else {
+            address
+        })
+    }
+}
