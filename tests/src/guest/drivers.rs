@@ -61,7 +61,7 @@ fn read_module(path: &Path) -> Result<Module, PrepareError> {
 }
 
 /// The file below a directory whose name begins so.
-fn find_below(dir: &Path, prefix: &str) -> Option<PathBuf> {
+pub(super) fn find_below(dir: &Path, prefix: &str) -> Option<PathBuf> {
     let entries = fs::read_dir(dir).ok()?.flatten();
     entries.map(|entry| entry.path()).find_map(|path| {
         if path.is_dir() {

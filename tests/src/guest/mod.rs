@@ -12,6 +12,7 @@ mod apt;
 pub mod cpio;
 mod drivers;
 pub mod initramfs;
+mod modules;
 mod xen;
 
 use std::{
@@ -40,6 +41,9 @@ pub struct Guest {
     pub kernel: PathBuf,
     /// The user space.
     pub initramfs: PathBuf,
+    /// The kernel's modules that tests load, as an archive to put behind the
+    /// user space; `None` for a kernel that came without its package.
+    pub modules: Option<PathBuf>,
 }
 
 /// Why there is no guest.
@@ -89,7 +93,12 @@ pub fn prepare() -> Result<Guest, PrepareError> {
     if !initramfs.exists() {
         make_initramfs(&dir, &apt, &initramfs, &[])?;
     }
-    Ok(Guest { kernel, initramfs })
+    let modules = modules::prepare(&dir, &kernel)?;
+    Ok(Guest {
+        kernel,
+        initramfs,
+        modules,
+    })
 }
 
 /// `.domus/guest` in the checkout, or `$DOMUS_GUEST_DIR`.
@@ -116,7 +125,9 @@ fn lock(path: &Path) -> Result<Flock<fs::File>, PrepareError> {
 fn kernel(dir: &Path, apt: &Apt) -> Result<PathBuf, PrepareError> {
     let wanted = env::var("DOMUS_KERNEL_PACKAGE").unwrap_or_else(|_| KERNEL_PACKAGE.into());
     let at = dir.join(&wanted);
-    if let Some(image) = find(&at.join("boot"), "vmlinuz-") {
+    // Other packages may have theirs elsewhere, or compressed.
+    let is_whole = wanted != KERNEL_PACKAGE || drivers::find_below(&at, "ext4.ko").is_some();
+    if let Some(image) = find(&at.join("boot"), "vmlinuz-").filter(|_| is_whole) {
         return Ok(image);
     }
     kernel_package(dir, apt, &wanted)?;
@@ -132,11 +143,12 @@ fn kernel_package(dir: &Path, apt: &Apt, wanted: &str) -> Result<(), PrepareErro
     let package = apt.resolve(wanted, "linux-image-")?;
     let part = dir.join(format!("{wanted}.part"));
     let kernel = "./boot/vmlinuz-*";
-    let [block, net] = drivers::PATTERNS;
-    if apt
-        .unpack_all(&package, &[kernel, block, net], &part)
-        .is_err()
-    {
+    let modules: &[&str] = match wanted {
+        KERNEL_PACKAGE => &modules::PATTERNS,
+        _ => &drivers::PATTERNS,
+    };
+    let all = [&[kernel], modules].concat();
+    if apt.unpack_all(&package, &all, &part).is_err() {
         // They are built in, as in Ubuntu's.
         apt.unpack(&package, kernel, &part)?;
     }

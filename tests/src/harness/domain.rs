@@ -11,7 +11,11 @@ use std::{
 use guest_abi::addr::DomId;
 
 use super::{Installation, PATIENCE, Programs, Terminal};
-use crate::guest::{READY, prepare, prepare_with_drivers};
+use crate::guest::{
+    READY,
+    cpio::{Archive, Entry},
+    prepare, prepare_with_drivers,
+};
 
 /// From `xm create` to a shell on a machine that does much else.
 const BOOT_PATIENCE: Duration = Duration::from_secs(300);
@@ -35,6 +39,8 @@ pub struct Config {
     pub vcpus: u32,
     /// More lines of the file.
     pub more: String,
+    /// Archives to put in front of the ramdisk.
+    pub archives: Vec<Vec<u8>>,
 }
 
 impl Config {
@@ -52,6 +58,7 @@ impl Config {
             memory: 256,
             vcpus: 1,
             more: "extra = \"console=hvc0\"\n".into(),
+            archives: Vec::new(),
         }
     }
 
@@ -79,7 +86,33 @@ impl Config {
             memory: 32,
             vcpus: 1,
             more: String::new(),
+            archives: Vec::new(),
         }
+    }
+
+    /// Debian's kernel with the front ends' modules: `load xen-netfront` in
+    /// its shell loads one.
+    ///
+    /// # Panics
+    /// When they can't be fetched.
+    #[must_use]
+    pub fn debian_with_modules(name: &str) -> Self {
+        let guest = prepare().unwrap_or_else(|error| panic!("no guest: {error}"));
+        let modules = guest.modules.expect("a kernel of a package");
+        let modules = fs::read(&modules).expect("prepared just now");
+        let mut config = Self::debian(name);
+        config.archives.push(modules);
+        config
+    }
+
+    /// With a program in `/bin`.
+    #[must_use]
+    pub fn program(mut self, name: &str, bytes: &[u8]) -> Self {
+        let mut archive = Archive::default();
+        archive.add("bin", Entry::Directory);
+        archive.add(&format!("bin/{name}"), Entry::File(0o755, bytes));
+        self.archives.push(archive.finish());
+        self
     }
 
     /// With this much memory, in MiB.
@@ -104,6 +137,20 @@ impl Config {
         self
     }
 
+    /// The ramdisk with the archives in front of it. (The kernel unpacks one
+    /// after the other; uncompressed ones have to begin aligned.)
+    fn whole_ramdisk(&self, installation: &Installation) -> Option<PathBuf> {
+        let ramdisk = self.ramdisk.as_ref()?;
+        if self.archives.is_empty() {
+            return Some(ramdisk.clone());
+        }
+        let path = installation.path(&format!("{}.initrd", self.name));
+        let mut all = self.archives.concat();
+        all.extend(fs::read(ramdisk).expect("the prepared user space"));
+        fs::write(&path, all).expect("the test's directory can be written");
+        Some(path)
+    }
+
     /// As a file of the installation; its path.
     ///
     /// # Panics
@@ -119,7 +166,7 @@ impl Config {
             self.vcpus,
             self.more
         );
-        if let Some(ramdisk) = &self.ramdisk {
+        if let Some(ramdisk) = self.whole_ramdisk(installation) {
             let _ = writeln!(text, "ramdisk = \"{}\"", ramdisk.display());
         }
         fs::write(&path, text).expect("the test's directory can be written");
