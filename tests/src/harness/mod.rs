@@ -18,6 +18,7 @@ mod outcome;
 mod processes;
 mod programs;
 mod terminal;
+mod user_program;
 mod wait;
 
 pub use domain::{Config, Guest};
@@ -26,4 +27,5 @@ pub use outcome::{domains_can_run, engine_is_soft, is_installed, kvm_is_usable};
 pub use processes::{Footprint, Process};
 pub use programs::Programs;
 pub use terminal::Terminal;
+pub use user_program::user_program;
 pub use wait::{PATIENCE, eventually};

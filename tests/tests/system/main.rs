@@ -3,6 +3,7 @@
 mod bad_input;
 mod boot;
 mod devices;
+mod disks;
 mod gdb;
 mod grants;
 mod kernels;

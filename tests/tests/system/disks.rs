@@ -1,0 +1,191 @@
+//! A stock Debian kernel on its disks.
+//!
+//! **Mechanism.** `xm create` makes the nodes of the disks and starts blkback,
+//! which opens the images and serves the rings of the guest's own
+//! `xen-blkfront`. Responses go out in order and only when the effect is there,
+//! so a back end that was killed is replaced without the guest noticing.
+//!
+//! **Scenario.** One guest with five disks: a raw one whose blocks are numbered
+//! and checksummed, ext4 on a raw image and on a qcow2 child of one, an image
+//! that the host has no room for, and one that may only be read. blkback is
+//! killed again and again in the middle of the writing. Everything that was
+//! acknowledged has to be there, for the guest, and for the host afterwards.
+//!
+//! **Limits.** A kill is not a power cut: what a killed process wrote stays in
+//! the host's page cache. That a flush is an `fdatasync` is a matter of the unit
+//! tests.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    thread::sleep,
+    time::Duration,
+};
+
+use dom0_tools::{config::disk::Format, image};
+use domus_tests::harness::{
+    Config, Guest, Installation, PATIENCE, Process, eventually, kvm_is_usable, user_program,
+};
+
+const KILLS: u32 = 4;
+
+fn host(program: &str, args: &[&str]) {
+    let out = Command::new(program).args(args).output();
+    let out = out.unwrap_or_else(|error| panic!("{program}: {error}"));
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{program} {args:?}: {said}");
+}
+
+fn sparse(path: &Path, mib: u64) {
+    let file = fs::File::create_new(path).expect("a new image");
+    file.set_len(mib << 20).expect("room for a hole");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path of ours")
+}
+
+/// A file system with so little room that it is full soon.
+struct Tight(PathBuf);
+
+impl Tight {
+    fn mount(at: PathBuf) -> Self {
+        fs::create_dir(&at).expect("a directory");
+        let options = ["-t", "tmpfs", "-o", "size=8m", "tmpfs", text(&at)];
+        host("mount", &options);
+        Self(at)
+    }
+}
+
+impl Drop for Tight {
+    fn drop(&mut self) {
+        // Lazily: a test that failed may have left somebody in it.
+        host("umount", &["-l", text(&self.0)]);
+    }
+}
+
+fn back_end(domus: &Installation) -> Process {
+    eventually("blkback runs", PATIENCE, || {
+        let mut all = domus.processes().into_iter();
+        all.find(|process| process.command.contains("/blkback "))
+    })
+}
+
+#[test]
+fn acknowledged_writes_survive_killed_back_ends_and_a_full_host() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let domus = Installation::new();
+    let tight = Tight::mount(domus.path("tight"));
+    let [raw, ext4, base] = ["raw", "ext4", "base"].map(|name| domus.path(name));
+    let (child, full) = (domus.path("child"), tight.0.join("full"));
+    sparse(&raw, 64);
+    sparse(&full, 64);
+    for path in [&ext4, &base] {
+        sparse(path, 48);
+        host("mkfs.ext4", &["-q", text(path)]);
+    }
+    let backing = image::Backing {
+        path: base.clone(),
+        format: Format::Raw,
+    };
+    image::create::create_child(&backing, &child).expect("a child of a raw image");
+    let base_before = fs::read(&base).expect("the base");
+
+    let disk = |format, name, access, path: &Path| {
+        format!(
+            "\"format={format},vdev={name},access={access},target={}\"",
+            path.display()
+        )
+    };
+    let disks = [
+        disk("raw", "xvda", "rw", &raw),
+        disk("raw", "xvdb", "rw", &ext4),
+        disk("qcow2", "xvdc", "rw", &child),
+        disk("raw", "xvdd", "rw", &full),
+        disk("raw", "xvde", "ro", &base),
+    ];
+    let program = fs::read(user_program("blkload")).expect("built just now");
+    let config = Config::debian_with_modules("disks")
+        .program("blkload", &program)
+        .line(&format!("disk = [{}]", disks.join(", ")));
+    let mut guest = Guest::boot(&domus, &config);
+    guest.run("load xen-blkfront && load ext4");
+    guest.run("for d in a b c d e; do while [ ! -b /dev/xvd$d ]; do usleep 100000; done; done");
+    guest.run("for d in b c; do mkdir /mnt/$d; mount -t ext4 /dev/xvd$d /mnt/$d; done");
+    assert_eq!(guest.run("cat /sys/block/xvda/size").trim(), "131072");
+    assert_eq!(guest.run("cat /sys/block/xvde/ro").trim(), "1");
+
+    // All three at once, and no mercy.
+    guest.run("(blkload fill /dev/xvda 64 7 >/tmp/fill 2>&1; echo $? >/tmp/filled) &");
+    guest.run(
+        "(for d in b c; do (for i in 1 2 3 4 5 6; do \
+         dd if=/dev/urandom of=/tmp/$d$i bs=64k count=40 2>/dev/null; \
+         cp /tmp/$d$i /mnt/$d/$i && sync && rm /tmp/$d$i.x 2>/dev/null; done; \
+         cat /tmp/${d}* | md5sum >/tmp/sum.$d; echo done >/tmp/copied.$d) & done; wait) &",
+    );
+    for _ in 0..KILLS {
+        let victim = back_end(&domus);
+        sleep(Duration::from_millis(700));
+        victim.kill();
+        eventually("the killed back end is gone", PATIENCE, || {
+            (!victim.lives()).then_some(())
+        });
+    }
+    guest.run(
+        "while [ ! -e /tmp/filled -o ! -e /tmp/copied.b -o ! -e /tmp/copied.c ]; do sleep 1; done",
+    );
+    assert_eq!(
+        guest.run("cat /tmp/filled").trim(),
+        "0",
+        "{}",
+        guest.run("cat /tmp/fill")
+    );
+    guest.run("blkload check /dev/xvda 1024 7");
+    guest.run("echo 3 >/proc/sys/vm/drop_caches");
+    for d in ["b", "c"] {
+        let sums = guest.run(&format!("cat /tmp/sum.{d}; cat /mnt/{d}/[1-6] | md5sum"));
+        let sums: Vec<&str> = sums.lines().map(str::trim).collect();
+        assert_eq!(sums[0], sums[1], "xvd{d}");
+    }
+
+    // The host's disk is full: an error, and what was acknowledged is there.
+    let (said, code) = guest.try_run("blkload fill /dev/xvdd 64 9");
+    assert_ne!(code, 0, "8 MiB hold 64: {said}");
+    let failed = said
+        .lines()
+        .find_map(|line| line.strip_prefix("failed after "));
+    let blocks = failed
+        .and_then(|line| line.split(':').next())
+        .expect("it says where");
+    assert!(blocks.parse::<u32>().expect("a number") >= 16, "{said}");
+    guest.run(&format!("blkload check /dev/xvdd {blocks} 9"));
+    guest.run("blkload check /dev/xvda 1024 7");
+    let (_, code) = guest.try_run("dd if=/dev/zero of=/dev/xvde bs=4k count=1");
+    assert_ne!(code, 0, "a read-only disk was written");
+
+    guest.run("umount /mnt/b /mnt/c");
+    domus.xm(&["shutdown", "-w", "disks"]).ok();
+    guest.wait_for_console_end();
+    domus.assert_no_domain();
+    eventually("blkback ends with its guest", PATIENCE, || {
+        let all = domus.processes();
+        (!all
+            .iter()
+            .any(|process| process.command.contains("/blkback ")))
+        .then_some(())
+    });
+    host("e2fsck", &["-fn", text(&ext4)]);
+    assert!(
+        fs::read(&base).expect("the base") == base_before,
+        "the base was written"
+    );
+    let whole = image::open(&child, Format::Qcow2, image::Mode::default()).expect("the child");
+    let mut bytes = vec![0; 48 << 20];
+    whole.read(&mut bytes[..], 0).expect("the child's bytes");
+    let flat = domus.path("flat");
+    fs::write(&flat, bytes).expect("room");
+    host("e2fsck", &["-fn", text(&flat)]);
+}
