@@ -5,6 +5,9 @@
 //! machine only ever adds. Nothing is asserted here: what must not grow is
 //! counted in the system tests.
 
+#[path = "system/disks.rs"]
+mod disks;
+
 use std::{
     fs,
     io::Read,
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     }
     small_domains();
     boot_and_compute();
+    disks::disks();
     ExitCode::SUCCESS
 }
 

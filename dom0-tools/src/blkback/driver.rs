@@ -81,7 +81,15 @@ impl Driver for Vbd {
     }
 
     fn changed(&mut self, device: &mut Device, bus: &mut Bus<'_>) -> Result<(), BlkError> {
-        let spec = Spec::read(bus)?;
+        let spec = match Spec::read(bus) {
+            Ok(spec) => spec,
+            Err(why @ (BlkError::Params(_) | BlkError::Limits(_))) => {
+                // A disk in use is not lost over a mistyped change.
+                error!(device = bus.device(), error = %why, "not changed");
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
         if spec.limits != device.spec.limits {
             info!(device = bus.device(), limits = ?spec.limits, "new limits");
             let mut throttle = device.disk.throttle.lock();

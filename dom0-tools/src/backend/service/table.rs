@@ -176,6 +176,10 @@ impl<D: Driver> Table<D> {
             self.devices.insert(name.into(), Entry::new(frontend));
         }
         let entry = self.devices.get_mut(name).expect("inserted above");
+        // What we report fires our own watch: that is no reason to hurry.
+        if entry.retry_at.is_some_and(|at| at > Instant::now()) {
+            return Ok(());
+        }
         entry.retry_at = None;
         let mut bus = bus::<D>(self.dom, name, &entry.frontend, hands);
         if let Some(device) = &mut entry.device
