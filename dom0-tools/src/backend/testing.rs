@@ -9,12 +9,16 @@ use std::{
     },
 };
 
-use guest_abi::ring::{self, SringHeader};
+use guest_abi::{
+    addr::DomId,
+    ring::{self, SringHeader},
+};
+use nix::sys::eventfd::EventFd;
 use vm_memory::Bytes;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{
-    bus::{BusError, Store},
+    bus::{Attention, Bus, BusError, Store},
     memory::{PlainMemory, SharedMemory},
 };
 
@@ -113,6 +117,32 @@ impl FakeStore {
     /// Sets a node.
     pub fn set(&mut self, path: &str, value: &str) {
         self.0.insert(path.into(), value.into());
+    }
+}
+
+/// Calls nobody.
+pub fn attention() -> Attention {
+    Attention(Arc::new(EventFd::new().unwrap()))
+}
+
+impl FakeStore {
+    /// A device of domain 3's, for a driver without a hypervisor.
+    pub fn bus<'a>(
+        &'a mut self,
+        attention: &'a Attention,
+        kind: &'static str,
+        device: &'a str,
+    ) -> Bus<'a> {
+        Bus {
+            store: self,
+            client: None,
+            attention,
+            dom: DomId(3),
+            kind,
+            device,
+            backend: format!("/local/domain/0/backend/{kind}/3/{device}"),
+            frontend: format!("/local/domain/3/device/{kind}/{device}"),
+        }
     }
 }
 

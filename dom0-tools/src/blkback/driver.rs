@@ -338,3 +338,6 @@ fn holder(spec: &Spec, bus: &mut Bus<'_>) -> String {
     }
     "another program has it open (QEMU, qemu-img, another back end)".into()
 }
+
+#[cfg(test)]
+mod tests;
