@@ -32,7 +32,7 @@ pub const PATTERNS: [&str; 7] = [
     "*/kernel/lib/crc16.ko",
 ];
 /// Rises when the archive changes, so that an old one is not used.
-const ARCHIVE: &str = "modules-1.cpio";
+const ARCHIVE: &str = "modules-2.cpio";
 
 const LOAD: &str = "#!/bin/sh
 for name in $(cat \"/lib/modules/$1.dep\"); do
@@ -121,13 +121,10 @@ fn depends(module: &[u8]) -> Vec<String> {
     let names = hard.split(',').chain(soft.split(' '));
     names
         .filter(|name| !name.is_empty())
-        // ext4 asks for `crc32c`, an alias.
-        .map(|name| {
-            if name == "crc32c" {
-                "crc32c_generic"
-            } else {
-                name
-            }
+        // An alias.
+        .map(|name| match name {
+            "crypto-crc32c" => "crc32c_generic",
+            name => name,
         })
         .map(str::to_owned)
         .collect()
