@@ -29,9 +29,24 @@ pub fn disks() {
         number(&host(&program, &args))
     };
     let works = [
-        ("sequential read, 1 MiB", format!("sequential read DISK {MIB}"), "MiB/s", 90),
-        ("sequential write, 1 MiB", format!("sequential write DISK {MIB}"), "MiB/s", 90),
-        ("random read, 4 KiB, 32 under way", format!("random DISK {SECONDS} {DEPTH}"), "IOPS", 50),
+        (
+            "sequential read, 1 MiB",
+            format!("sequential read DISK {MIB}"),
+            "MiB/s",
+            90,
+        ),
+        (
+            "sequential write, 1 MiB",
+            format!("sequential write DISK {MIB}"),
+            "MiB/s",
+            90,
+        ),
+        (
+            "random read, 4 KiB, 32 under way",
+            format!("random DISK {SECONDS} {DEPTH}"),
+            "IOPS",
+            50,
+        ),
     ];
     let host: Vec<f64> = works.iter().map(|work| best(|| on_host(&work.1))).collect();
     let mut guest = Guest::boot(&domus, &config);

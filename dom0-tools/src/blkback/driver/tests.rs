@@ -69,7 +69,10 @@ fn a_disk_says_what_it_can_do() {
     }
     world.set("mode", "r");
     world.open().unwrap();
-    assert_eq!((world.get("info"), world.get("feature-discard")), ("4", "0"));
+    assert_eq!(
+        (world.get("info"), world.get("feature-discard")),
+        ("4", "0")
+    );
 }
 
 #[test]
