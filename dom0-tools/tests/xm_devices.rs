@@ -6,7 +6,7 @@ mod common;
 
 use std::{fs, process::Command};
 
-use common::{Installation, back_ends, kill, monitors, tree, wait_until};
+use common::{Installation, back_ends, kill, monitors, parent_of, tree, wait_until};
 use dom0_tools::xenstore::{
     client::{Client, Nodes},
     perms::{Access, Perm},
@@ -99,6 +99,13 @@ fn pid_of(installation: &Installation, program: &str) -> Option<u32> {
     back_ends(&installation.run_dir())
         .into_iter()
         .find(|pid| String::from_utf8_lossy(&line(pid)).contains(program))
+}
+
+/// How many children a process has, dead ones too.
+fn children(parent: u32) -> usize {
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = processes.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    pids.filter(|pid| parent_of(*pid) == Some(parent)).count()
 }
 
 #[test]
@@ -491,8 +498,19 @@ fn a_rebooted_domain_has_the_devices_that_it_had() {
     assert_eq!(value(&mut store, &back("vif", 2, "0"), "mac"), mac);
     assert_eq!(tree(&mut store, "/local/domain/0/backend/vbd/1"), []);
     assert_eq!(back_ends(&installation.run_dir()).len(), 2);
-    installation.hypervisor.shut_down(2, POWEROFF);
+    // Those of the old domain have ended, and the monitor knows.
+    let monitor = monitors(&installation.run_dir())[0];
+    assert_eq!(children(monitor), 2);
+
+    // One whose disk has gone meanwhile can't be made again.
+    fs::remove_file(&image).expect("remove");
+    installation.hypervisor.shut_down(2, REBOOT);
     nothing_left(&installation);
+    let log = installation.log("xm-web1.log");
+    assert!(
+        log.contains(&format!("there is no {image}. Make it")),
+        "{log}"
+    );
 }
 
 #[test]

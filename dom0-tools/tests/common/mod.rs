@@ -215,9 +215,19 @@ pub fn monitors(run_dir: &Path) -> Vec<u32> {
     processes(run_dir, "--domain-monitor")
 }
 
-/// The back ends' processes of this run directory that live.
+/// The back ends' processes of this run directory that live. A child of one
+/// looks like it until it runs its own program.
 pub fn back_ends(run_dir: &Path) -> Vec<u32> {
-    processes(run_dir, "--domain")
+    let all = processes(run_dir, "--domain");
+    let is_first = |pid: &u32| parent_of(*pid).is_none_or(|parent| !all.contains(&parent));
+    all.iter().copied().filter(is_first).collect()
+}
+
+/// The process that started this one: "PID (NAME) STATE PARENT ...".
+pub fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// The processes of this run directory that have this word as an argument.

@@ -36,6 +36,8 @@ use crate::{
 
 /// How long a back end may take to end when it is told to.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long a monitor that ends waits for one that may be ending too.
+const LINGER: Duration = Duration::from_secs(1);
 
 /// A back end's process.
 #[derive(Debug)]
@@ -118,12 +120,14 @@ impl BackEnd {
         })
     }
 
-    /// The processes that serve this domain, whoever started them.
+    /// The processes that serve this domain, whoever started them. A child of
+    /// one, which looks like it until it runs its own program, is none.
     #[must_use]
     pub fn find(kind: Kind, dom: DomId) -> Vec<Self> {
         let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
         let pids = entries.filter_map(|e| e.file_name().to_str()?.parse().ok());
-        pids.filter(|pid| is_back_end(*pid, kind, dom))
+        let found: Vec<Self> = pids
+            .filter(|pid| is_back_end(*pid, kind, dom))
             .filter_map(|pid| {
                 let fd = pidfd(pid).ok()?;
                 // Looked at again: the number may have become another's.
@@ -133,7 +137,10 @@ impl BackEnd {
                     child: None,
                 })
             })
-            .collect()
+            .collect();
+        let all: Vec<u32> = found.iter().map(Self::pid).collect();
+        let is_first = |one: &Self| parent_of(one.pid).is_none_or(|p| !all.contains(&p));
+        found.into_iter().filter(is_first).collect()
     }
 
     /// Its number.
@@ -186,6 +193,15 @@ impl BackEnd {
     }
 }
 
+impl Drop for BackEnd {
+    /// One that is ending leaves no zombie; one that goes on is let be.
+    fn drop(&mut self) {
+        if self.child.is_some() && self.ends_within(LINGER) {
+            let _ = self.ended();
+        }
+    }
+}
+
 impl AsFd for BackEnd {
     /// Readable when the process has ended.
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -225,6 +241,13 @@ fn is_back_end(pid: u32, kind: Kind, dom: DomId) -> bool {
     serves(&args, kind, dom) && is_ours(&read("environ"))
 }
 
+/// The fourth field of "PID (NAME) STATE PARENT ...".
+fn parent_of(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// `blkback --domain 5`, whatever runs it.
 fn serves(args: &[&[u8]], kind: Kind, dom: DomId) -> bool {
     let dom = dom.to_string();
@@ -261,6 +284,15 @@ mod tests {
         assert!(!is("/usr/bin/blkback --domain 5", Kind::Vif, dom));
         assert!(!is("/usr/bin/blkback", vbd, dom));
         assert!(!is("vi blkback.rs --domain 5", vbd, dom));
+    }
+
+    #[test]
+    fn parents() {
+        assert_eq!(
+            parent_of(std::process::id()),
+            Some(std::os::unix::process::parent_id())
+        );
+        assert_eq!(parent_of(u32::MAX), None);
     }
 
     #[test]
