@@ -504,6 +504,8 @@ fn a_rebooted_domain_has_the_devices_that_it_had() {
 
     // One whose disk has gone meanwhile can't be made again.
     fs::remove_file(&image).expect("remove");
+    // Asked for, since the last restart was just now.
+    installation.xm(&["reboot", "web1"]).ok();
     installation.hypervisor.shut_down(2, REBOOT);
     nothing_left(&installation);
     let log = installation.log("xm-web1.log");
