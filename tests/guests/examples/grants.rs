@@ -16,24 +16,27 @@
 //! **Expected.** The granter's pages, and no other, are reachable, and only
 //! while they are mapped; the granter ends when all its grants are free again.
 //!
-//! **Race.** None beyond two domains running at once; see the hypervisor's own
+//! **Race.** Two domains run at once, and a second vCPU, if there is one, looks
+//! at a page that the first has just unmapped; see the hypervisor's own
 //! tests for mapping, taking back and scribbling at the same time.
 #![no_std]
 #![no_main]
 #![cfg_attr(panic = "unwind", feature(lang_items), allow(internal_features))]
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use guest_abi::{
-    addr::{DomId, GrantRef, GuestVirt, MachineAddr, Mfn, Pfn, Port},
+    addr::{DomId, GrantRef, GuestVirt, MachineAddr, Mfn, Pfn, Port, VcpuId},
     errno::Errno,
     grant_table::*,
     kernel::{
-        Boot, VIRT_BASE, boot, event,
+        Boot, VIRT_BASE, boot,
+        entry::Stack,
+        event,
         grant::{Access, GrantError, Grants},
         guard, hypercall, mm,
         page::Page,
-        sched, time,
+        sched, smp, time,
     },
     kprintln,
     sched::SHUTDOWN_POWEROFF,
@@ -387,6 +390,7 @@ fn attacks(m: &Mapper, report: &mut Report) -> Result<(), Errno> {
         arguments,
         copies,
         batches,
+        another_vcpu,
         exhaustion,
     ];
     for step in steps {
@@ -749,6 +753,72 @@ fn batches(m: &Mapper, report: &mut Report) -> Result<(), Errno> {
     let left = (10..10 + BATCH).filter(|slot| guard::read(m.address(*slot)).is_ok());
     report.check(left.count() == 0, &"none is mapped");
     report.check(m.order(order::IN_USE, 0)? == 1, &"nor in use");
+    Ok(())
+}
+
+static SECOND_STACK: Stack = Stack::new();
+/// The address that the second vCPU reads when it is asked.
+static LOOK_AT: AtomicU64 = AtomicU64::new(0);
+/// Looks asked for, and done.
+static ASKED: AtomicU32 = AtomicU32::new(0);
+static DONE: AtomicU32 = AtomicU32::new(0);
+/// What was read: 1 for a fault.
+static SEEN: AtomicU64 = AtomicU64::new(0);
+
+fn second(_: VcpuId) -> ! {
+    loop {
+        let asked = ASKED.load(Ordering::SeqCst);
+        if asked == DONE.load(Ordering::SeqCst) {
+            core::hint::spin_loop();
+            continue;
+        }
+        let seen = guard::read(GuestVirt(LOOK_AT.load(Ordering::SeqCst)));
+        SEEN.store(seen.unwrap_or(1), Ordering::SeqCst);
+        DONE.store(asked, Ordering::SeqCst);
+    }
+}
+
+/// What the second vCPU sees at an address; 1 if it faults there.
+fn second_sees(address: GuestVirt) -> u64 {
+    LOOK_AT.store(address.0, Ordering::SeqCst);
+    let asked = ASKED.fetch_add(1, Ordering::SeqCst) + 1;
+    while DONE.load(Ordering::SeqCst) != asked {
+        sched::yield_now();
+    }
+    SEEN.load(Ordering::SeqCst)
+}
+
+const ROUNDS: usize = 40;
+
+/// After an unmap no vCPU reaches the page, though nobody flushed anything.
+fn another_vcpu(m: &Mapper, report: &mut Report) -> Result<(), Errno> {
+    if smp::is_up(VcpuId(1)).is_err() {
+        return Ok(());
+    }
+    // SAFETY: the stack is the second vCPU's alone.
+    unsafe { smp::start(VcpuId(1), SECOND_STACK.top(), second) }?;
+    let (mut wrong, mut stale) = (0, 0);
+    for round in 0..ROUNDS {
+        let slot = 300 + round % 3;
+        let (gref, expected) = match round % 2 {
+            0 => (READ, 0x1001),
+            _ => (WRITE, 0xbeef),
+        };
+        let page = m
+            .map(gref, slot, GNTMAP_READONLY)
+            .map_err(|_| Errno::EACCES)?;
+        wrong += u32::from(second_sees(m.address(slot)) != expected);
+        m.unmap(page)?;
+        stale += u32::from(second_sees(m.address(slot)) != 1);
+    }
+    report.check(
+        wrong == 0,
+        &format_args!("the second vCPU sees what is mapped ({wrong} of {ROUNDS} times not)"),
+    );
+    report.check(
+        stale == 0,
+        &format_args!("and nothing after the unmap ({stale} of {ROUNDS} times something)"),
+    );
     Ok(())
 }
 

@@ -6,7 +6,7 @@
 //! it could get, and is destroyed; the granting one must get all its pages
 //! back. Then the granting domain ends first.
 //!
-//! **Limits.** One vCPU each. Stock kernels map grants only as driver domains,
+//! **Limits.** Stock kernels map grants only as driver domains,
 //! which have no test here.
 
 use std::time::Duration;
@@ -17,7 +17,9 @@ const LONG: Duration = Duration::from_secs(240);
 
 /// Creates the kernel in one of its parts.
 fn create(domus: &Installation, role: &str, peer: u32, on_poweroff: &str) {
+    let vcpus = if role == "mapper" { 2 } else { 1 };
     let mut config = Config::test_kernel("grants")
+        .vcpus(vcpus)
         .line(&format!("extra = \"{role} {peer}\""))
         .line(&format!("on_poweroff = \"{on_poweroff}\""));
     config.name = role.into();
