@@ -113,6 +113,8 @@ fn data_after(file: &File, offset: u64) -> io::Result<Option<(u64, u64)>> {
 /// # Errors
 /// It exists, or the file system's.
 pub fn publish(from: &Path, to: &Path) -> Result<(), ImageCommandError> {
+    // Root's password is in it, as a hash, and maybe more.
+    fs::set_permissions(from, fs::Permissions::from_mode(0o600)).map_err(at(from))?;
     File::open(from)
         .and_then(|f| f.sync_all())
         .map_err(at(from))?;

@@ -14,7 +14,7 @@ use crate::{bootloader::kernels::compare, builder::KernelImage};
 pub const DEVICE: &str = "xvda";
 
 /// The kernel's options, from where the hook below takes them too.
-const CMDLINE: &str = "root=/dev/xvda ro console=hvc0 net.ifnames=0";
+const CMDLINE: &str = "root=/dev/xvda ro console=hvc0 net.ifnames=0 quiet";
 
 const INTERFACES: &str = "auto lo
 iface lo inet loopback
@@ -23,6 +23,9 @@ iface lo inet loopback
 allow-hotplug eth0
 iface eth0 inet dhcp
 ";
+
+/// Where traps are slow, or the host has much to do, a start takes minutes.
+const PATIENCE: &str = "[Manager]\nDefaultTimeoutStartSec=10min\n";
 
 /// Run by the kernel's package with the version, and the image's path.
 const HOOK: &str = r#"#!/bin/sh
@@ -109,6 +112,9 @@ pub fn furnish(root: &Path, machine: &Machine<'_>) -> Result<(), ImageCommandErr
     ] {
         tree.remove(ours)?;
     }
+    tree.write("etc/systemd/system.conf.d/domus.conf", PATIENCE)?;
+    // Looks for LVM snapshots at each start; there is no LVM.
+    tree.remove("etc/systemd/system/multi-user.target.wants/e2scrub_reap.service")?;
     logins(&tree, machine)?;
     tree.write("etc/kernel/cmdline", &format!("{CMDLINE}\n"))?;
     for dir in ["postinst.d", "postrm.d"] {
