@@ -146,7 +146,8 @@ pub fn own_cpuid() -> Vec<kvm_cpuid_entry2> {
         .map(|function| leaf(function, 0, 0));
     let indexed = (0..4)
         .map(|index| (4, index))
-        .chain([(7, 0), (0xd, 0), (0xd, 1), (0xd, 2)]);
+        .chain([(7, 0)])
+        .chain([0, 1, 2, 3, 5, 6, 7].map(|index| (0xd, index)));
     let indexed =
         indexed.map(|(function, index)| leaf(function, index, KVM_CPUID_FLAG_SIGNIFCANT_INDEX));
     plain.chain(indexed).collect()
