@@ -10,7 +10,7 @@ mod restrict;
 
 use crate::{
     domain::{Domain, DomainError},
-    engine::{EngineError, EngineKind},
+    engine::{EngineError, EngineKind, kvm::MFN_SHARED_INFO},
     events::{EventError, PortNotifier, PortState as ChannelState},
     hypercall::install_context,
     hypervisor::{CreateError, Hypervisor},
@@ -38,6 +38,8 @@ use zerocopy::{FromZeros, IntoBytes};
 
 /// Console bytes in one reply.
 const CONSOLE_CHUNK: usize = 64 << 10;
+/// Machine-to-phys entries in one reply.
+const PFNS_CHUNK: u32 = 1 << 16;
 /// Domains in one reply.
 const LIST_CHUNK: usize = 1024;
 /// How long a vCPU's thread may take to leave the guest.
@@ -232,6 +234,28 @@ impl Hypervisor {
                     },
                     fd,
                 ))
+            }
+            Request::GetPfns {
+                dom,
+                first_mfn,
+                count,
+            } => {
+                let domain = self.living(dom)?;
+                let count = u64::from(count.min(PFNS_CHUNK));
+                let pfn = |offset| {
+                    let mfn = first_mfn.checked_add(offset).map(Mfn);
+                    mfn.and_then(|mfn| domain.space.memory.m2p(mfn))
+                        .unwrap_or(u64::MAX)
+                };
+                Ok(Reply::Words((0..count).map(pfn).collect()).into())
+            }
+            Request::GetSharedInfo { dom } => {
+                let domain = self.living(dom)?;
+                let mut page = vec![0; 4096];
+                let at = MFN_SHARED_INFO.addr();
+                let read = at.and_then(|at| domain.space.memory.read(at, &mut page));
+                read.map(|()| Reply::Bytes(page).into())
+                    .ok_or_else(|| failure(Errno::EFAULT, "the shared info page can't be read"))
             }
             Request::PinTable { dom, level, mfn } => {
                 let domain = self.living(dom)?;
@@ -521,7 +545,7 @@ fn domain_info(domain: &Domain) -> DomainInfo {
         max_vcpu_id: u32::try_from(domain.vcpus.len())
             .unwrap_or(1)
             .saturating_sub(1),
-        shared_info_frame: crate::engine::kvm::MFN_SHARED_INFO.0,
+        shared_info_frame: MFN_SHARED_INFO.0,
         generation: domain.generation,
     }
 }

@@ -17,6 +17,7 @@ pub mod crash;
 pub mod create;
 pub mod devices;
 pub mod dmesg;
+pub mod dump_core;
 pub mod engine;
 pub mod error;
 pub mod gdb;

@@ -41,6 +41,7 @@ use uuid::Uuid;
 use super::{
     crash,
     devices::{Kind, supervisor::Supervisor},
+    dump_core,
     error::XmError,
     host::Host,
     hotplug,
@@ -343,7 +344,7 @@ impl Monitor {
             self.say(&report);
         }
         if action.dumps_core() {
-            self.say("no core is dumped: this version has no such function");
+            self.dump_core(info);
         }
         match action {
             Action::Preserve => {
@@ -355,6 +356,21 @@ impl Monitor {
             Action::Destroy | Action::CoredumpDestroy => self.destroy(),
             Action::Restart | Action::CoredumpRestart => self.restart(false),
             Action::RenameRestart => self.restart(true),
+        }
+    }
+
+    /// A dump that can't be had keeps nothing else from being done.
+    fn dump_core(&self, info: &DomainInfo) {
+        let dom = DomId(info.dom);
+        let dumped =
+            dump_core::default_path(self.record.config.name.as_str(), dom).and_then(|path| {
+                let written =
+                    dump_core::dump(&self.host.hypervisor, dom, &path, &Progress::silent())?;
+                Ok(dump_core::describe(&path, &written))
+            });
+        match dumped {
+            Ok(what) => self.say(&format!("core dumped: {what}")),
+            Err(error) => self.say(&format!("no core dumped: {error}")),
         }
     }
 

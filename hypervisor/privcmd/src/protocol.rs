@@ -162,6 +162,23 @@ pub enum Request {
         /// The domain.
         dom: u16,
     },
+    /// The machine-to-phys entries of `count` frames of the domain's memory
+    /// (`XENMEM_machphys_mfn_list` is how Xen's tools get at them), at most
+    /// 65536; `u64::MAX` for a frame that the domain does not have. Reply:
+    /// [`Reply::Words`].
+    GetPfns {
+        /// The domain.
+        dom: u16,
+        /// The first frame.
+        first_mfn: u64,
+        /// How many.
+        count: u32,
+    },
+    /// A copy of the domain's shared info page. Reply: [`Reply::Bytes`].
+    GetSharedInfo {
+        /// The domain.
+        dom: u16,
+    },
     /// `MMUEXT_PIN_L1_TABLE..PIN_L4_TABLE` on a foreign domain; `level` 1..=4.
     PinTable {
         /// The domain.
@@ -336,6 +353,8 @@ impl Request {
             Self::Engine { .. } => "Engine",
             Self::PopulatePhysmap { .. } => "PopulatePhysmap",
             Self::MapMemory { .. } => "MapMemory",
+            Self::GetPfns { .. } => "GetPfns",
+            Self::GetSharedInfo { .. } => "GetSharedInfo",
             Self::PinTable { .. } => "PinTable",
             Self::EvtchnAllocUnbound { .. } => "EvtchnAllocUnbound",
             Self::EvtchnBindInterdomain { .. } => "EvtchnBindInterdomain",
@@ -441,6 +460,10 @@ pub enum Reply {
     VcpuInfo(VcpuInfo),
     /// The bytes of a `vcpu_guest_context`.
     VcpuContext(Vec<u8>),
+    /// Numbers, in the order asked for.
+    Words(Vec<u64>),
+    /// Bytes of memory.
+    Bytes(Vec<u8>),
     /// What a debugger asked.
     Debug(crate::debug::Answer),
     /// A domain's engine.

@@ -4,6 +4,7 @@ mod bad_input;
 mod boot;
 mod devices;
 mod disks;
+mod dump_core;
 mod gdb;
 mod grants;
 mod kernels;

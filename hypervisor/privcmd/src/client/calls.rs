@@ -49,6 +49,29 @@ macro_rules! ask {
 }
 
 impl Client {
+    /// The pseudo-physical numbers of `count` frames from `first` on; `None` for
+    /// one that the domain does not have.
+    pub fn pfns(
+        &self,
+        dom: DomId,
+        first: Mfn,
+        count: u32,
+    ) -> Result<Vec<Option<Pfn>>, ClientError> {
+        let request = Request::GetPfns {
+            dom: dom.0,
+            first_mfn: first.0,
+            count,
+        };
+        let words = ask!(self, request, Reply::Words(words) => words)?;
+        let known = |word: u64| (word != u64::MAX).then_some(Pfn(word));
+        Ok(words.into_iter().map(known).collect())
+    }
+
+    /// A copy of the domain's shared info page.
+    pub fn shared_info(&self, dom: DomId) -> Result<Vec<u8>, ClientError> {
+        ask!(self, Request::GetSharedInfo { dom: dom.0 }, Reply::Bytes(bytes) => bytes)
+    }
+
     /// A debugger's call that asks nothing.
     pub fn debug(&self, call: debug::Call) -> Result<(), ClientError> {
         ask!(self, Request::Debug(call), Reply::Done => ())
