@@ -145,7 +145,10 @@ impl CodeCache {
         let page = cpu.fetch(cpu.rip)?;
         let mode = u64::from(cpu.compat.is_some()) << 63;
         let key = mode | (page.mfn.0 << 12) | (cpu.rip & 0xfff);
-        let known = self.by_address.get(&key).copied();
+        let known = match self.recent(cpu.rip, key) {
+            Some(id) => Some(id),
+            None => self.by_address.get(&key).copied(),
+        };
         let id = match known {
             Some(id) if self.still_right(cpu, id, &page)? => id,
             _ => self.add(cpu, &page, key)?,
@@ -161,6 +164,15 @@ impl CodeCache {
                 .then(|| page.frame.ptr.at(cpu.rip)),
         };
         Ok(id)
+    }
+
+    /// The block of this machine address, if it was the last one to be found at
+    /// `rip`: translations come and go, but mostly mean the same.
+    fn recent(&self, rip: u64, key: u64) -> Option<usize> {
+        let jump = &self.jumps[jump_slot(rip)];
+        let block = self.blocks.get(jump.block)?;
+        // Dropped blocks have 0 for their epoch.
+        (jump.rip == rip && block.key == key && block.checked != 0).then_some(jump.block)
     }
 
     /// Whether memory still holds the block's bytes.

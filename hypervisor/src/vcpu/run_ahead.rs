@@ -25,8 +25,12 @@ use crate::{
 };
 use std::sync::Arc;
 
-/// Instructions worth one trap: what a trap costs, about.
-const FULL: u64 = 8000;
+/// Instructions that are interpreted in a microsecond, at least. A stretch is given
+/// up when it has cost as much as the trap that it was to save: then it costs
+/// twice the better choice at worst, whatever comes next.
+const PER_MICROSECOND: u64 = 160;
+/// Bounds of that, for a trial that measured nonsense.
+const FULL: std::ops::RangeInclusive<u64> = 2_000..=24_000;
 /// Places that are told apart.
 const PLACES: usize = 4096;
 /// All places where a kick found the guest in the VM are one: the guest was in a
@@ -51,6 +55,8 @@ pub struct RunAhead {
     interpreter: Interpreter,
     /// XCR0 that ring 3 sees whatever the guest sets.
     fixed_xcr0: Option<u64>,
+    /// Instructions worth one trap.
+    full: u64,
     places: Box<[Place; PLACES + 1]>,
 }
 
@@ -66,11 +72,17 @@ impl RunAhead {
         }));
         // What `rdmsr` of it gives as well.
         interpreter.model().tsc_aux = Some(0);
-        let fixed_xcr0 = domain.host.kvm().and_then(|kvm| kvm.traits.fixed_xcr0);
+        let traits = domain.host.kvm().map(|kvm| kvm.traits);
+        let fixed_xcr0 = traits.and_then(|traits| traits.fixed_xcr0);
+        let trap = traits.map_or(0, |traits| traits.trap.as_micros());
+        let worth = u64::try_from(trap)
+            .unwrap_or(u64::MAX)
+            .saturating_mul(PER_MICROSECOND);
         interpreter.model().xcr0 = fixed_xcr0.or(Some(1));
         RunAhead {
             interpreter,
             fixed_xcr0,
+            full: worth.clamp(*FULL.start(), *FULL.end()),
             places: Box::new([Place::default(); PLACES + 1]),
         }
     }
@@ -113,12 +125,12 @@ impl RunAhead {
     fn budget(&mut self, place: usize) -> u64 {
         let known = &mut self.places[place];
         match known.misses {
-            0 => FULL,
-            1 => FULL / 2,
-            2 => FULL / 8,
+            0 => self.full,
+            1 => self.full / 2,
+            2 => self.full / 8,
             _ if known.skipped >= RETRY => {
                 known.skipped = 0;
-                FULL
+                self.full
             }
             _ => {
                 known.skipped += 1;
