@@ -82,7 +82,9 @@ fn run(run_ahead: &str, ramdisk: &Path) -> Vec<Part> {
     domus.xm(&["destroy", "workload"]).ok();
     let log = fs::read_to_string(domus.path("log/domus-hypervisor.log")).unwrap_or_default();
     for line in log.lines().filter(|line| line.contains("vCPU ends")) {
-        let counts = line.split_once("counts=").map_or(line, |(_, counts)| counts);
+        let counts = line
+            .split_once("counts=")
+            .map_or(line, |(_, counts)| counts);
         println!("  {counts}");
     }
     said.lines().filter_map(part).collect()
@@ -91,7 +93,11 @@ fn run(run_ahead: &str, ramdisk: &Path) -> Vec<Part> {
 fn part(line: &str) -> Option<Part> {
     let mut words = line.trim().strip_prefix("PART ")?.split(' ');
     let name = words.next()?.to_owned();
-    Some((name, words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+    Some((
+        name,
+        words.next()?.parse().ok()?,
+        words.next()?.parse().ok()?,
+    ))
 }
 
 fn report(off: &[Part], on: &[Part]) {
