@@ -8,8 +8,13 @@
 //! **Notifications.** While jobs run, the ring is looked at again after each
 //! completion, and at least every [`GLANCE`]; so no event is asked for, and a
 //! busy guest does not trap to send one. Only when nothing runs and a short
-//! look-out brought nothing, the ring asks for an event. In the other
-//! direction one notification tells of all responses of a round.
+//! look-out brought nothing, the ring asks for an event.
+//!
+//! In the other direction a notification costs the guest an upcall and mostly a
+//! change of tasks. So it waits until as many responses have gathered as jobs
+//! still run (half of what the guest keeps under way, so that guest and disk
+//! work at the same time), for [`GATHER`] at most. With nothing else running it
+//! goes out at once: a single request waits for nobody.
 
 use std::{
     collections::VecDeque,
@@ -36,6 +41,8 @@ use crate::backend::{BackRing, RingError, SharedMemory, Stop};
 
 /// While jobs run, the ring is looked at this often at least.
 const GLANCE: Duration = Duration::from_micros(500);
+/// Responses are not told of later than this.
+const GATHER: Duration = Duration::from_micros(500);
 /// After the last response the ring is watched so long before it sleeps.
 const LOOK_OUT: Duration = Duration::from_micros(50);
 /// A disk that fails shall not fill the log.
@@ -97,6 +104,9 @@ struct State {
     first: u64,
     /// Jobs with the engine.
     running: usize,
+    /// Responses that the guest was not told of, and since when.
+    untold: usize,
+    untold_since: Option<Instant>,
     /// Taken, but not begun: it has to wait for its turn.
     held: Option<Transfer>,
     /// A barrier runs: nothing else may begin.
@@ -152,7 +162,11 @@ impl Queue {
                 continue;
             }
             let timeout = if self.state.running > 0 {
-                Some(pause.unwrap_or(GLANCE).min(GLANCE))
+                let gather = self
+                    .state
+                    .untold_since
+                    .map_or(GATHER, |since| GATHER.saturating_sub(since.elapsed()));
+                Some(pause.unwrap_or(GLANCE).min(GLANCE).min(gather))
             } else if pause.is_some() {
                 pause
             } else {
@@ -166,8 +180,11 @@ impl Queue {
                 None
             };
             let fds = [self.bell.fd(), std::os::fd::AsFd::as_fd(stop)];
-            self.engine.wait(fds, timeout)?;
-            self.bell.clear();
+            // Fewer and larger steps while much is under way.
+            let least = (self.state.running / 4).clamp(1, 16);
+            if self.engine.wait(least, fds, timeout)? {
+                self.bell.clear();
+            }
         }
     }
 
@@ -187,10 +204,23 @@ impl Queue {
                 progress |= begun.is_ok();
             }
         }
-        if self.respond() {
-            self.bell.notify();
-        }
+        self.respond();
+        self.tell();
         Ok((progress, pause))
+    }
+
+    /// Notifies the guest of its responses, if it is time and it wants to be.
+    fn tell(&mut self) {
+        let state = &mut self.state;
+        let Some(since) = state.untold_since else {
+            return;
+        };
+        if state.untold >= state.running || since.elapsed() >= GATHER {
+            (state.untold, state.untold_since) = (0, None);
+            if self.ring.push() {
+                self.bell.notify();
+            }
+        }
     }
 
     /// Begins the next request, or says how long it has to wait; `None` if
@@ -347,13 +377,14 @@ impl Queue {
         }
     }
 
-    /// Answers the oldest requests that are done; whether the guest wants to
-    /// be told.
-    fn respond(&mut self) -> bool {
+    /// Answers the oldest requests that are done.
+    fn respond(&mut self) {
         let state = &mut self.state;
         while let Some(status) = state.slots.front().and_then(|slot| slot.status) {
             if let Some(slot) = state.slots.pop_front() {
                 state.first += 1;
+                state.untold += 1;
+                state.untold_since.get_or_insert_with(Instant::now);
                 self.ring.respond(&BlkifResponse {
                     id: slot.id,
                     operation: slot.operation,
@@ -362,7 +393,6 @@ impl Queue {
                 });
             }
         }
-        self.ring.push()
     }
 
     fn warn(&mut self, error: &dyn std::fmt::Display) {

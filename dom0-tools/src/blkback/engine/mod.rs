@@ -68,12 +68,19 @@ pub trait Engine {
     /// A job that has ended; never waits.
     fn done(&mut self) -> Option<Done>;
 
-    /// Begins what was submitted and waits until a job has ended, one of the
-    /// two is readable, or the time is over.
+    /// Begins what was submitted and waits until about `least` jobs have ended,
+    /// one of the two is readable, or the time is over; whether the first is
+    /// readable. With `least` over 1, which needs a time, the two may have to
+    /// wait for it.
     ///
     /// # Errors
     /// What the system gives; the engine can't be used then.
-    fn wait(&mut self, fds: [BorrowedFd<'_>; 2], timeout: Option<Duration>) -> io::Result<()>;
+    fn wait(
+        &mut self,
+        least: usize,
+        fds: [BorrowedFd<'_>; 2],
+        timeout: Option<Duration>,
+    ) -> io::Result<bool>;
 }
 
 /// Which engine to use.

@@ -59,7 +59,9 @@ fn run(engine: &mut dyn Engine, jobs: Vec<Job>) -> Vec<io::Result<()>> {
         engine.submit(job);
     }
     while left > 0 {
-        engine.wait([quiet.as_fd(), quiet.as_fd()], None).unwrap();
+        engine
+            .wait(1, [quiet.as_fd(), quiet.as_fd()], None)
+            .unwrap();
         while let Some(done) = engine.done() {
             results[usize::try_from(done.job.tag).unwrap()] = done.result;
             left -= 1;
@@ -149,7 +151,9 @@ fn waiting_ends_by_an_event_and_by_time() {
         let (quiet, event) = (EventFd::new().unwrap(), EventFd::new().unwrap());
         let start = Instant::now();
         let short = Some(Duration::from_millis(20));
-        engine.wait([event.as_fd(), quiet.as_fd()], short).unwrap();
+        engine
+            .wait(1, [event.as_fd(), quiet.as_fd()], short)
+            .unwrap();
         assert!(start.elapsed() >= Duration::from_millis(15));
         event.write(1).unwrap();
         let (say, heard) = mpsc::channel::<()>();
@@ -159,7 +163,9 @@ fn waiting_ends_by_an_event_and_by_time() {
                 let late = heard.recv_timeout(Duration::from_secs(20));
                 assert_ne!(late, Err(mpsc::RecvTimeoutError::Timeout));
             });
-            engine.wait([event.as_fd(), quiet.as_fd()], None).unwrap();
+            engine
+                .wait(1, [event.as_fd(), quiet.as_fd()], None)
+                .unwrap();
             say.send(()).unwrap();
         });
     }

@@ -83,7 +83,12 @@ impl Engine for Threads {
         lock(&self.shared.ended).pop_front()
     }
 
-    fn wait(&mut self, fds: [BorrowedFd<'_>; 2], timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(
+        &mut self,
+        _least: usize,
+        fds: [BorrowedFd<'_>; 2],
+        timeout: Option<Duration>,
+    ) -> io::Result<bool> {
         let [a, b] = fds;
         let fds = [self.shared.event.as_fd(), a, b];
         let mut set = fds.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
@@ -94,7 +99,7 @@ impl Engine for Threads {
         // Before the ended jobs are looked at: each that comes later rings
         // again.
         let _ = self.shared.event.read();
-        Ok(())
+        Ok(set[1].any() == Some(true))
     }
 }
 

@@ -126,13 +126,13 @@ impl Uring {
         }
     }
 
-    fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+    fn enter(&mut self, least: usize, timeout: Option<Duration>) -> io::Result<()> {
         let outcome = match timeout {
             None => self.ring.submit_and_wait(1),
             Some(timeout) => {
                 let time = types::Timespec::from(timeout);
                 let args = types::SubmitArgs::new().timespec(&time);
-                self.ring.submitter().submit_with_args(1, &args)
+                self.ring.submitter().submit_with_args(least, &args)
             }
         };
         match outcome {
@@ -220,7 +220,12 @@ impl Engine for Uring {
         self.ended.pop_front()
     }
 
-    fn wait(&mut self, fds: [BorrowedFd<'_>; 2], timeout: Option<Duration>) -> io::Result<()> {
+    fn wait(
+        &mut self,
+        least: usize,
+        fds: [BorrowedFd<'_>; 2],
+        timeout: Option<Duration>,
+    ) -> io::Result<bool> {
         for (poll, fd) in fds.iter().enumerate() {
             if !std::mem::replace(&mut self.polled[poll], true) {
                 let events = u32::try_from(libc::POLLIN).unwrap_or(1);
@@ -229,10 +234,10 @@ impl Engine for Uring {
             }
         }
         self.fill();
-        self.enter(timeout)?;
+        self.enter(least, timeout)?;
         self.fill();
         self.reap();
-        Ok(())
+        Ok(!self.polled[0])
     }
 }
 
@@ -240,7 +245,7 @@ impl Drop for Uring {
     fn drop(&mut self) {
         while !self.running.is_empty() {
             self.fill();
-            if let Err(error) = self.enter(None) {
+            if let Err(error) = self.enter(1, None) {
                 // The kernel may still use the jobs' memory: it is never freed.
                 error!(%error, "io_uring failed; leaving its jobs");
                 std::mem::forget(std::mem::take(&mut self.running));
