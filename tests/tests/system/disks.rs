@@ -119,13 +119,15 @@ fn acknowledged_writes_survive_killed_back_ends_and_a_full_host() {
     assert_eq!(guest.run("cat /sys/block/xvde/ro").trim(), "1");
 
     // All three at once, and no mercy.
-    guest.run("(blkload fill /dev/xvda 64 7 >/tmp/fill 2>&1; echo $? >/tmp/filled) &");
-    guest.run(
-        "(for d in b c; do (for i in 1 2 3 4 5 6; do \
-         dd if=/dev/urandom of=/tmp/$d$i bs=64k count=40 2>/dev/null; \
-         cp /tmp/$d$i /mnt/$d/$i && sync && rm /tmp/$d$i.x 2>/dev/null; done; \
-         cat /tmp/${d}* | md5sum >/tmp/sum.$d; echo done >/tmp/copied.$d) & done; wait) &",
-    );
+    guest.run("{ (blkload fill /dev/xvda 64 7 >/tmp/fill 2>&1; echo $? >/tmp/filled) & }");
+    for d in ["b", "c"] {
+        guest.run(&format!(
+            "{{ (for i in 1 2 3 4 5 6; do \
+             dd if=/dev/urandom of=/tmp/{d}$i bs=64k count=40 2>/dev/null; \
+             cp /tmp/{d}$i /mnt/{d}/$i && sync; done; \
+             cat /tmp/{d}[1-6] | md5sum >/tmp/sum.{d}; echo done >/tmp/copied.{d}) & }}"
+        ));
+    }
     for _ in 0..KILLS {
         let victim = back_end(&domus);
         sleep(Duration::from_millis(700));
