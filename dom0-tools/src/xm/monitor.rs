@@ -218,7 +218,10 @@ impl Monitor {
         let (changed, other) = self.poll()?;
         if changed {
             let mut count = [0; 8];
-            nix::unistd::read(&self.changed, &mut count).map_err(poll_failed)?;
+            match nix::unistd::read(&self.changed, &mut count) {
+                Ok(_) | Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => {}
+                Err(errno) => return Err(poll_failed(errno)),
+            }
         }
         let rested = self
             .supervisor

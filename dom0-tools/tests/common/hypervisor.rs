@@ -24,12 +24,14 @@ use domus_privcmd::{
 };
 use guest_abi::errno::Errno;
 use nix::sys::{
-    eventfd::EventFd,
+    eventfd::{EfdFlags, EventFd},
     memfd::{MFdFlags, memfd_create},
 };
 
 const BASE_MFN: u64 = 0x1000;
 const VIRQ_DOM_EXC: u32 = 3;
+/// As the hypervisor's own: who reads one that is empty goes on.
+const FLAGS: EfdFlags = EfdFlags::EFD_CLOEXEC.union(EfdFlags::EFD_NONBLOCK);
 /// 64 MiB, so that a test can ask for too much.
 const HOST_PAGES: u64 = 16384;
 
@@ -218,7 +220,7 @@ fn answer(id: u64, state: &mut State, request: Request) -> Answer {
             plain(Reply::DomainList(some.take(max).collect()))
         }
         Request::EvtchnBindVirq { virq } => {
-            let event = EventFd::new().expect("eventfd");
+            let event = EventFd::from_flags(FLAGS).expect("eventfd");
             let fd = event.as_fd().try_clone_to_owned().expect("dup");
             let list = if virq == VIRQ_DOM_EXC {
                 &mut state.changed
@@ -229,7 +231,7 @@ fn answer(id: u64, state: &mut State, request: Request) -> Answer {
             Ok((Reply::Port(1), Some(fd)))
         }
         Request::EvtchnBindInterdomain { .. } => {
-            let event = EventFd::new().expect("eventfd");
+            let event = EventFd::from_flags(FLAGS).expect("eventfd");
             let fd = event.as_fd().try_clone_to_owned().expect("dup");
             state.others.entry(id).or_default().push(event);
             Ok((Reply::Port(2), Some(fd)))

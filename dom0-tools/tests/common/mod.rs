@@ -219,7 +219,7 @@ pub fn monitors(run_dir: &Path) -> Vec<u32> {
 /// looks like it until it runs its own program.
 pub fn back_ends(run_dir: &Path) -> Vec<u32> {
     let all = processes(run_dir, "--domain");
-    let is_first = |pid: &u32| parent_of(*pid).is_none_or(|parent| !all.contains(&parent));
+    let is_first = |pid: &u32| parent_of(*pid).is_some_and(|parent| !all.contains(&parent));
     all.iter().copied().filter(is_first).collect()
 }
 

@@ -139,7 +139,7 @@ impl BackEnd {
             })
             .collect();
         let all: Vec<u32> = found.iter().map(Self::pid).collect();
-        let is_first = |one: &Self| parent_of(one.pid).is_none_or(|p| !all.contains(&p));
+        let is_first = |one: &Self| parent_of(one.pid).is_some_and(|p| !all.contains(&p));
         found.into_iter().filter(is_first).collect()
     }
 
