@@ -159,8 +159,13 @@ macro_rules! pv_kernel_items {
         #[lang = "eh_personality"]
         extern "C" fn eh_personality() {}
 
-        /// Where the clean-up code of such a build ends; nobody gets there.
-        #[cfg(panic = "unwind")]
+        /// In a profile that aborts it is no language item, but the prebuilt
+        /// `core` may name it.
+        #[cfg(not(panic = "unwind"))]
+        #[unsafe(no_mangle)]
+        extern "C" fn rust_eh_personality() {}
+
+        /// Where the clean-up code of `core` ends; nobody gets there.
         #[unsafe(no_mangle)]
         extern "C" fn _Unwind_Resume() -> ! {
             $crate::kernel::sched::crash(&"unwinding in a kernel")

@@ -79,9 +79,15 @@ impl Config {
     /// A kernel of our own: `hello`, or one of `tests/guests`.
     #[must_use]
     pub fn test_kernel(name: &str) -> Self {
+        Self::own_kernel(name, &Programs::get().kernel(name))
+    }
+
+    /// A kernel image that needs no ramdisk.
+    #[must_use]
+    pub fn own_kernel(name: &str, kernel: &Path) -> Self {
         Self {
             name: name.into(),
-            kernel: Programs::get().kernel(name),
+            kernel: kernel.to_owned(),
             ramdisk: None,
             memory: 32,
             vcpus: 1,

@@ -14,6 +14,7 @@
 
 mod domain;
 mod installation;
+mod namespace;
 mod outcome;
 mod processes;
 mod programs;
@@ -23,6 +24,7 @@ mod wait;
 
 pub use domain::{Config, Guest};
 pub use installation::{Installation, Said};
+pub use namespace::Namespace;
 pub use outcome::{domains_can_run, engine_is_soft, is_installed, kvm_is_usable};
 pub use processes::{Footprint, Process};
 pub use programs::Programs;

@@ -48,6 +48,31 @@ impl Programs {
         path
     }
 
+    /// The image of a kernel that is a workspace of its own, built now; from
+    /// what was fetched before, where that is all.
+    ///
+    /// # Panics
+    /// When it can't be built.
+    #[must_use]
+    pub fn kernel_of(&self, workspace: &Path, name: &str) -> PathBuf {
+        let target = self.dir.with_file_name("kernels");
+        let build = |network: &[&str]| {
+            let mut command = Command::new(cargo());
+            command.args(["build", "--quiet"]).args(network);
+            command.arg("--manifest-path");
+            command.arg(workspace.join("Cargo.toml"));
+            command.env("CARGO_TARGET_DIR", &target);
+            command.output().expect("cargo can be run")
+        };
+        let mut built = build(&["--offline"]);
+        if !built.status.success() {
+            built = build(&[]);
+        }
+        let said = String::from_utf8_lossy(&built.stderr);
+        assert!(built.status.success(), "{}:\n{said}", workspace.display());
+        target.join("debug").join(name)
+    }
+
     fn build(&self) {
         self.cargo(&["--workspace", "--bins"]);
         self.cargo(&[
@@ -59,8 +84,7 @@ impl Programs {
     }
 
     fn cargo(&self, args: &[&str]) {
-        let cargo = env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into());
-        let mut command = Command::new(cargo);
+        let mut command = Command::new(cargo());
         command
             .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(".."))
             .args(["build", "--quiet"])
@@ -79,6 +103,10 @@ impl Programs {
             String::from_utf8_lossy(&built.stderr)
         );
     }
+}
+
+fn cargo() -> std::ffi::OsString {
+    env::var_os("CARGO").unwrap_or_else(|| env!("CARGO").into())
 }
 
 /// `target/debug` of `target/debug/deps/system-0123`.
