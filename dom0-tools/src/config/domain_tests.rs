@@ -160,6 +160,26 @@ fn kernel_or_what_to_do_without() {
     assert_eq!(both.warnings.len(), 1);
 }
 
+/// In the form that xen-tools' template gives with `--pygrub --dhcp`.
+#[test]
+fn a_file_of_xen_tools_is_taken_without_a_warning() {
+    let text = "bootloader = 'pygrub'\n\nvcpus       = '1'\nmemory      = '256'\n\n\n\
+                root        = '/dev/xvda1 ro'\n\
+                disk        = [\n    'file:/srv/xen/domains/web2/disk.img,xvda1,w',\n  ]\n\n\
+                name        = 'web2'\n\ndhcp        = 'dhcp'\nvif         = [ '' ]\n\n\
+                on_poweroff = 'destroy'\non_reboot   = 'restart'\non_crash    = 'restart'\n";
+    let loaded = load_with(text, &[]).expect("load");
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    let config = loaded.config;
+    assert_eq!(
+        config.cmdline,
+        "ip=:127.0.255.255::::eth0:dhcp root=/dev/xvda1 ro"
+    );
+    assert!(config.bootloader.is_some_and(|l| l.program.is_none()));
+    assert_eq!(config.disks[0].vdev.name, "xvda1");
+    assert_eq!((config.vifs.len(), config.memory_mib), (1, 256));
+}
+
 #[test]
 fn ignored_keys_warn() {
     let text = "kernel='/k'\nvnc = 1\nvfb = ['sdl=1']\nmemroy = 3\npci = []";
