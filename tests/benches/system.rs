@@ -7,11 +7,12 @@
 
 #[path = "system/disks.rs"]
 mod disks;
+#[path = "system/network.rs"]
+mod network;
 
 use std::{
     fs,
-    io::Read,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, ExitCode, Stdio},
     time::{Duration, Instant},
 };
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     small_domains();
     boot_and_compute();
     disks::disks();
+    network::network();
     ExitCode::SUCCESS
 }
 
@@ -138,7 +140,7 @@ fn boot_and_compute() {
     guest.send("\n");
     let inside = (0..3).map(|_| time_in(&mut guest)).fold(f64::MAX, f64::min);
     let busybox = domus.path("busybox");
-    extract_busybox(&busybox);
+    guest::extract_busybox(&busybox).expect("a busybox");
     let host = (0..3).map(|_| time_of(&busybox)).fold(f64::MAX, f64::min);
     println!(
         "a loop in the guest's user space: {inside:.2} s, on the host {host:.2} s: {:.1} % of native (target 98)",
@@ -203,27 +205,4 @@ fn user_seconds(text: &str) -> f64 {
         .find_map(|line| line.trim().strip_prefix("user "));
     let seconds = line.and_then(|rest| rest.trim().parse().ok());
     seconds.unwrap_or_else(|| panic!("no user time in {text:?}"))
-}
-
-/// Takes the guest's own busybox out of its initramfs.
-fn extract_busybox(to: &PathBuf) {
-    let packed = fs::File::open(guest::prepare().expect("a guest").initramfs).expect("open");
-    let mut image = Vec::new();
-    flate2::read::GzDecoder::new(packed)
-        .read_to_end(&mut image)
-        .expect("a gzip file");
-    let name = b"bin/busybox\0";
-    let at = image
-        .windows(name.len())
-        .position(|w| w == name)
-        .expect("bin/busybox");
-    // The size is the seventh of the fields of 8 digits behind the magic.
-    let header = &image[at - 110..at];
-    let size = std::str::from_utf8(&header[6 + 6 * 8..6 + 7 * 8]).expect("digits");
-    let size = usize::from_str_radix(size, 16).expect("digits");
-    let start = (at + name.len()).next_multiple_of(4);
-    // Entries are padded from the archive's start, which is aligned.
-    fs::write(to, &image[start..start + size]).expect("room");
-    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
-    fs::set_permissions(to, mode).expect("our own file");
 }

@@ -71,6 +71,21 @@ impl Archive {
     }
 }
 
+/// The content of a file of an archive.
+#[must_use]
+pub fn find<'a>(archive: &'a [u8], path: &str) -> Option<&'a [u8]> {
+    let name = format!("{path}\0");
+    let mut windows = archive.windows(name.len());
+    let at = windows.position(|window| window == name.as_bytes())?;
+    // The size is the seventh of the fields of 8 digits behind the magic.
+    let header = archive.get(at.checked_sub(110)?..at)?;
+    let size = std::str::from_utf8(&header[6 + 6 * 8..6 + 7 * 8]).ok()?;
+    let size = usize::from_str_radix(size, 16).ok()?;
+    // Entries are padded from the archive's start, which is aligned.
+    let start = (at + name.len()).next_multiple_of(4);
+    archive.get(start..start + size)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +103,7 @@ mod tests {
         assert!(text[124..].starts_with("07070100000002000021800000"));
         assert!(text[124..234].ends_with("00000005000000010000000c00000000"));
         assert_eq!(bytes.len() % 4, 0);
+        assert_eq!(find(&bytes, "init"), Some(&b"hello"[..]));
         assert!(text.contains(END));
     }
 }

@@ -101,6 +101,25 @@ pub fn prepare() -> Result<Guest, PrepareError> {
     })
 }
 
+/// Takes the guest's own busybox out of its user space, to run it here.
+///
+/// # Errors
+/// See [`PrepareError`].
+pub fn extract_busybox(to: &Path) -> Result<(), PrepareError> {
+    let packed = prepare()?.initramfs;
+    let mut image = Vec::new();
+    let file = fs::File::open(&packed).map_err(io_error(&packed))?;
+    let mut unpacked = flate2::read::GzDecoder::new(file);
+    io::Read::read_to_end(&mut unpacked, &mut image).map_err(io_error(&packed))?;
+    let missing = || PrepareError::Missing {
+        package: packed.display().to_string(),
+        what: "bin/busybox",
+    };
+    let program = cpio::find(&image, "bin/busybox").ok_or_else(missing)?;
+    fs::write(to, program).map_err(io_error(to))?;
+    fs::set_permissions(to, fs::Permissions::from_mode(0o755)).map_err(io_error(to))
+}
+
 /// `.domus/guest` in the checkout, or `$DOMUS_GUEST_DIR`.
 fn cache_dir() -> PathBuf {
     env::var_os("DOMUS_GUEST_DIR").map_or_else(

@@ -4,7 +4,7 @@ use std::{
     fmt::Write,
     fs,
     path::{Path, PathBuf},
-    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -187,7 +187,7 @@ pub struct Guest<'a> {
     name: String,
     console: Terminal,
     commands: u32,
-    _room: Option<Room>,
+    _room: Option<Arc<Room>>,
 }
 
 impl<'a> Guest<'a> {
@@ -215,7 +215,34 @@ impl<'a> Guest<'a> {
         config: &Config,
         create: impl FnOnce(&Path),
     ) -> Self {
-        let room = config.ramdisk.is_some().then(Room::take);
+        let room = config.ramdisk.is_some().then(|| Arc::new(Room::take(1)));
+        Self::create_in(installation, config, room, create)
+    }
+
+    /// Boots two, which get their places together: see [`AT_ONCE`].
+    ///
+    /// # Panics
+    /// When they do not come.
+    #[track_caller]
+    #[must_use]
+    pub fn boot_pair(installation: &'a Installation, configs: [&Config; 2]) -> [Self; 2] {
+        let room = Arc::new(Room::take(2));
+        let mut guests = configs.map(|config| {
+            Self::create_in(installation, config, Some(room.clone()), |file| {
+                installation.xm(&[Path::new("create"), file]).ok();
+            })
+        });
+        guests.iter_mut().for_each(Self::wait_for_shell);
+        guests
+    }
+
+    #[track_caller]
+    fn create_in(
+        installation: &'a Installation,
+        config: &Config,
+        room: Option<Arc<Room>>,
+        create: impl FnOnce(&Path),
+    ) -> Self {
         let file = config.write(installation);
         create(&file);
         Self {
@@ -344,28 +371,28 @@ fn attach(installation: &Installation, name: &str) -> Terminal {
     Terminal::start(command)
 }
 
-/// One of the places for a guest.
+/// So many of the places for guests.
 #[derive(Debug)]
-struct Room;
+struct Room(usize);
 
 static TAKEN: Mutex<usize> = Mutex::new(0);
 static LEFT: Condvar = Condvar::new();
 
 impl Room {
-    fn take() -> Self {
+    fn take(count: usize) -> Self {
         let mut taken = rooms();
-        while *taken >= AT_ONCE {
+        while *taken + count > AT_ONCE {
             taken = LEFT.wait(taken).unwrap_or_else(PoisonError::into_inner);
         }
-        *taken += 1;
-        Self
+        *taken += count;
+        Self(count)
     }
 }
 
 impl Drop for Room {
     fn drop(&mut self) {
-        *rooms() -= 1;
-        LEFT.notify_one();
+        *rooms() -= self.0;
+        LEFT.notify_all();
     }
 }
 

@@ -15,6 +15,7 @@
 mod domain;
 mod installation;
 mod namespace;
+mod network;
 mod outcome;
 mod processes;
 mod programs;
@@ -25,6 +26,7 @@ mod wait;
 pub use domain::{Config, Guest};
 pub use installation::{Installation, Said};
 pub use namespace::Namespace;
+pub use network::{Child, in_a_network, ip};
 pub use outcome::{domains_can_run, engine_is_soft, is_installed, kvm_is_usable};
 pub use processes::{Footprint, Process};
 pub use programs::Programs;

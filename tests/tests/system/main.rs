@@ -10,6 +10,7 @@ mod grants;
 mod kernels;
 mod labs;
 mod leaks;
+mod network;
 mod real_xen;
 mod services;
 mod trace;
