@@ -3,6 +3,7 @@
 
 #![allow(missing_docs, reason = "tests")]
 
+mod alone;
 mod atomics;
 mod code;
 mod differential;

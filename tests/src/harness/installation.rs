@@ -30,6 +30,8 @@ const DOM0_UUID: &str = "00000000-0000-0000-0000-000000000000";
 pub struct Installation {
     dir: TempDir,
     programs: &'static Programs,
+    /// Variables that its programs have.
+    environment: Vec<(String, String)>,
 }
 
 /// What a program said.
@@ -112,6 +114,17 @@ impl Installation {
         Self {
             dir: dir.expect("a temporary directory"),
             programs: Programs::get(),
+            environment: Vec::new(),
+        }
+    }
+
+    /// A new one, whose programs have these variables.
+    #[must_use]
+    pub fn with(environment: &[(&str, &str)]) -> Self {
+        let owned = |(name, value): &(&str, &str)| ((*name).into(), (*value).into());
+        Self {
+            environment: environment.iter().map(owned).collect(),
+            ..Self::new()
         }
     }
 
@@ -133,6 +146,7 @@ impl Installation {
         let mut command = Command::new(program);
         command
             .env("DOMUS_RUN_DIR", self.dir())
+            .envs(self.environment.iter().cloned())
             .current_dir(self.dir())
             .stdin(Stdio::null());
         for other in [

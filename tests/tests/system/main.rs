@@ -5,6 +5,7 @@ mod boot;
 mod devices;
 mod disks;
 mod dump_core;
+mod engines;
 mod gdb;
 mod grants;
 mod kernels;

@@ -1,0 +1,167 @@
+//! The same guests on every engine, and from one to another while they run.
+//!
+//! **Mechanism.** `DOMUS_ENGINE` and `DOMUS_RUN_AHEAD` choose what executes guests'
+//! code; `xm engine` changes it for one domain. A guest's state is its vCPUs'
+//! registers and its memory, so it notices nothing.
+//!
+//! **Scenario.** Hostile kernels and the stock kernel with two vCPUs without KVM; a
+//! 32-bit program on both engines; twenty changes under load, whose checksums
+//! are compared.
+//!
+//! **Limits.** All other tests of this directory run on the engine that the host
+//! gives, or on that of `DOMUS_ENGINE`.
+
+use crate::kernels::succeeds_on;
+use domus_tests::harness::{Config, Guest, Installation, domains_can_run, kvm_is_usable};
+use std::{fs, process::Command, thread, time::Duration};
+
+/// Changes of a domain's engine in the test.
+const CHANGES: usize = 20;
+
+fn soft() -> Installation {
+    Installation::with(&[("DOMUS_ENGINE", "soft")])
+}
+
+#[test]
+fn hostile_kernels_on_the_software_engine() {
+    for name in ["events", "user-mode", "paging-attacks", "wild-pointers"] {
+        succeeds_on(&soft(), &Config::test_kernel(name));
+    }
+    succeeds_on(&soft(), &Config::test_kernel("ping-pong").vcpus(2));
+}
+
+#[test]
+fn hostile_kernels_without_run_ahead() {
+    if !kvm_is_usable() {
+        return;
+    }
+    for name in ["user-mode", "paging-attacks"] {
+        let domus = Installation::with(&[("DOMUS_ENGINE", "kvm"), ("DOMUS_RUN_AHEAD", "off")]);
+        succeeds_on(&domus, &Config::test_kernel(name));
+    }
+}
+
+/// Debian's kernel and user space, two vCPUs, no `/dev/kvm`.
+#[test]
+fn the_stock_kernel_on_the_software_engine() {
+    let domus = soft();
+    let mut guest = Guest::boot(&domus, &Config::debian("soft").vcpus(2));
+    assert_eq!(guest.run("nproc"), "2");
+    let engine = domus.xm(&["engine", "soft"]).output();
+    assert_eq!(engine.trim(), "soft");
+    let dmesg = domus.xm(&["dmesg"]).output();
+    assert!(dmesg.contains("engine soft: "), "{dmesg}");
+    let refused = domus.xm(&["engine", "soft", "kvm"]);
+    refused.fails(1, "--engine soft");
+    assert_eq!(guest.run("seq 1 20000 | sha256sum"), host_sum());
+    runs_32_bit_code(&mut guest);
+    assert!(!opens_kvm(&domus), "/dev/kvm is open");
+    domus.xm(&["shutdown", "-w", "soft"]).ok();
+    guest.wait_for_console_end();
+    domus.assert_no_domain();
+}
+
+/// Two vCPUs under load change engines again and again, and notice nothing.
+#[test]
+fn a_domain_changes_engines_under_load() {
+    if !domains_can_run() || !kvm_is_usable() {
+        return;
+    }
+    let domus = Installation::with(&[("DOMUS_ENGINE", "kvm")]);
+    let mut guest = Guest::boot(&domus, &Config::debian("both").vcpus(2));
+    runs_32_bit_code(&mut guest);
+    // Each line is a pipe of forks, and a checksum by vector instructions.
+    let load = "until test -e /stop; do seq 1 20000 | sha256sum; /hello32 >/dev/null; done";
+    guest.run(&format!("({load}) >/sums1 & ({load}) >/sums2 & true"));
+    for change in 0..CHANGES {
+        let engine = ["soft", "kvm"][change % 2];
+        domus.xm(&["engine", "both", engine]).ok();
+        assert_eq!(domus.xm(&["engine", "both"]).output().trim(), engine);
+        thread::sleep(Duration::from_millis(300));
+    }
+    guest.run("touch /stop; wait");
+    assert_eq!(guest.run("sort -u /sums1 /sums2"), host_sum());
+    let lines = guest.run("cat /sums1 /sums2 | wc -l");
+    assert!(
+        lines.parse::<u32>().is_ok_and(|n| n >= 4),
+        "{lines} checksums"
+    );
+    let log = guest.run("dmesg | grep -ciE 'segfault|bug:|oops|stall' || true");
+    assert_eq!(log, "0", "{}", guest.run("dmesg | tail -40"));
+    domus.xm(&["shutdown", "-w", "both"]).ok();
+    guest.wait_for_console_end();
+    domus.assert_no_domain();
+}
+
+/// What `seq 1 20000 | sha256sum` says.
+fn host_sum() -> String {
+    let output = Command::new("sh")
+        .args(["-c", "seq 1 20000 | sha256sum"])
+        .output();
+    let output = output.expect("a shell").stdout;
+    String::from_utf8_lossy(&output).trim().to_owned()
+}
+
+/// Whether the hypervisor has `/dev/kvm` open.
+fn opens_kvm(domus: &Installation) -> bool {
+    let info = domus.client().host_info().expect("HostInfo");
+    let open = fs::read_dir(format!("/proc/{}/fd", info.pid)).expect("its descriptors");
+    open.flatten()
+        .filter_map(|fd| fs::read_link(fd.path()).ok())
+        .any(|path| path.to_string_lossy().contains("kvm"))
+}
+
+/// Writes a program of 32-bit code into the guest and runs it: it prints by
+/// `int 0x80` and ends with 42.
+fn runs_32_bit_code(guest: &mut Guest<'_>) {
+    let octal: String = program32()
+        .iter()
+        .map(|byte| format!("\\{byte:03o}"))
+        .collect();
+    guest.run(&format!("printf '{octal}' >/hello32; chmod +x /hello32"));
+    let (said, code) = guest.try_run("/hello32");
+    assert_eq!(
+        (said.lines().last(), code),
+        (Some("hello from 32 bits"), 42),
+        "{said}"
+    );
+}
+
+/// A static i386 program.
+fn program32() -> Vec<u8> {
+    const BASE: u32 = 0x0804_8000;
+    const HEADERS: u32 = 52 + 32;
+    let message = b"hello from 32 bits\n";
+    let mut code = vec![
+        0xe8, 0, 0, 0, 0,    // call the next instruction
+        0x59, // pop %ecx
+        0x83, 0xc1, 38, // add $38, %ecx: the message
+        0xb8, 4, 0, 0, 0, // mov $4, %eax: write
+        0xbb, 1, 0, 0, 0, // mov $1, %ebx
+        0xba, 19, 0, 0, 0, // mov $19, %edx
+        0xcd, 0x80, // int $0x80
+        0xb8, 1, 0, 0, 0, // mov $1, %eax: exit
+        0xbb, 42, 0, 0, 0, // mov $42, %ebx
+        0xcd, 0x80, // int $0x80
+        0x90, 0x90, 0x90, 0x90, 0x90,
+    ];
+    code.extend(message);
+    let size = HEADERS + u32::try_from(code.len()).expect("a small program");
+    let mut elf = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+    let half = |elf: &mut Vec<u8>, value: u16| elf.extend(value.to_le_bytes());
+    let word = |elf: &mut Vec<u8>, value: u32| elf.extend(value.to_le_bytes());
+    // An executable for i386: entry, where the program headers are.
+    [2, 3].into_iter().for_each(|v| half(&mut elf, v));
+    [1, BASE + HEADERS, 52, 0, 0]
+        .into_iter()
+        .for_each(|v| word(&mut elf, v));
+    [52, 32, 1, 0, 0, 0]
+        .into_iter()
+        .for_each(|v| half(&mut elf, v));
+    // One segment: all of the file, readable and executable.
+    [1, 0, BASE, BASE, size, size, 5, 0x1000]
+        .into_iter()
+        .for_each(|v| word(&mut elf, v));
+    elf.extend(code);
+    elf
+}
