@@ -122,10 +122,9 @@ impl Installation {
     #[must_use]
     pub fn with(environment: &[(&str, &str)]) -> Self {
         let owned = |(name, value): &(&str, &str)| ((*name).into(), (*value).into());
-        Self {
-            environment: environment.iter().map(owned).collect(),
-            ..Self::new()
-        }
+        let mut installation = Self::new();
+        installation.environment = environment.iter().map(owned).collect();
+        installation
     }
 
     /// Its run directory.
