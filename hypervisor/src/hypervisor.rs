@@ -19,7 +19,10 @@ use domus_privcmd::protocol::GrantLimits;
 use guest_abi::{addr::DomId, xen::VIRQ_DOM_EXC};
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 use uuid::Uuid;
 
@@ -67,6 +70,7 @@ pub struct Host {
     peers: Mutex<HashMap<DomId, Peer>>,
     wall: WallTime,
     run_ahead: bool,
+    check_every: AtomicU64,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -98,11 +102,24 @@ impl Host {
             clock,
             engines,
             run_ahead,
+            check_every: AtomicU64::new(0),
             dom0,
             notifiers,
             peers: Mutex::default(),
             wall: WallTime::from_host(clock.now_ns()),
         })
+    }
+
+    /// Has new vCPUs compare the interpreter with KVM at every so many entries; 0
+    /// is never.
+    pub fn set_check_every(&self, entries: u64) {
+        self.check_every.store(entries, Ordering::Relaxed);
+    }
+
+    /// See [`set_check_every`](Self::set_check_every).
+    #[must_use]
+    pub fn check_every(&self) -> Option<u64> {
+        Some(self.check_every.load(Ordering::Relaxed)).filter(|every| *every != 0)
     }
 
     /// Whether vCPUs interpret on after a trap.

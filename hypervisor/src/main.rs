@@ -40,6 +40,11 @@ struct Arguments {
         env = "DOMUS_RUN_AHEAD"
     )]
     run_ahead: RunAheadChoice,
+
+    /// For debugging: at every so many entries on KVM, execute a stretch also in
+    /// this process, compare, and tell of differences in `xm dmesg`
+    #[arg(long, value_name = "ENTRIES", default_value_t = 0, env = "DOMUS_CHECK")]
+    check_every: u64,
 }
 
 fn main() -> ExitCode {
@@ -83,6 +88,7 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
     signals.thread_block()?;
     let hypervisor = Arc::new(Hypervisor::new(arguments.engine, arguments.run_ahead)?);
+    hypervisor.host.set_check_every(arguments.check_every);
     let server = Server::start(
         &arguments.socket,
         Arc::clone(&hypervisor) as _,

@@ -216,6 +216,14 @@ impl Interpreter {
         describe::describe(&mut self.cpu, &instruction)
     }
 
+    /// The instruction at `context`, as far as its page has it.
+    #[must_use]
+    pub fn instruction(&mut self, context: &Context, root: Mfn) -> Option<iced_x86::Instruction> {
+        self.synchronise(root);
+        self.cpu.enter(context);
+        code::instruction(&mut self.cpu)
+    }
+
     /// Executes one instruction, or one element of a repeated one, and traps.
     #[cold]
     fn single_step(&mut self) -> Exit {

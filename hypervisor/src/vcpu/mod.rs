@@ -6,6 +6,7 @@
 mod access;
 mod aside;
 mod bounce;
+mod check;
 mod clock;
 mod run;
 mod run_ahead;
@@ -88,6 +89,7 @@ pub struct Vcpu {
     ahead: Option<RunAhead>,
     aside: Option<aside::Aside>,
     flush_aside: Cell<bool>,
+    checker: Option<check::Checker>,
     /// Where the last kick found the guest in the VM.
     kicked_at: Option<u64>,
     /// The interpreter's cached translations are to be dropped.

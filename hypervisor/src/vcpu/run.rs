@@ -1,6 +1,8 @@
 //! The vCPU's thread: wait, deliver, run, handle, again.
 
-use super::{Crash, GuestState, RunAhead, Vcpu, VcpuShared, VcpuTime, Wait, request};
+use super::{
+    Crash, GuestState, RunAhead, Vcpu, VcpuShared, VcpuTime, Wait, check::Checker, request,
+};
 use crate::{
     cpu::{Trap, reg},
     domain::Domain,
@@ -78,6 +80,7 @@ impl Vcpu {
         (engine, engine_generation): (Engine, u64),
     ) -> Self {
         let ahead = ahead_of(&domain, &engine);
+        let checker = Checker::new(&domain);
         Vcpu {
             state: GuestState::new(),
             time: VcpuTime::new(&domain, shared.id),
@@ -93,6 +96,7 @@ impl Vcpu {
             ahead,
             aside: None,
             flush_aside: true.into(),
+            checker,
             kicked_at: None,
             flush_ahead: true.into(),
             spurious: (0, 0, 0),
@@ -185,6 +189,14 @@ impl Vcpu {
             Engine::Soft(vcpu) => Some(vcpu.interpreted()),
         };
         tracing::info!(domain = self.domain.id.0, vcpu = self.shared.id.0, %engine, %counts, ?interpreted, "{why}");
+        if let Some(checker) = &self.checker {
+            tracing::info!(
+                domain = self.domain.id.0,
+                vcpu = self.shared.id.0,
+                "checker: {}",
+                checker.counts()
+            );
+        }
     }
 
     /// Keeps this thread to the host CPUs that Dom0 chose; none is any.
@@ -288,6 +300,9 @@ impl Vcpu {
     /// Runs the guest to its next trap, where that is quickest or possible.
     fn run_guest(&mut self) -> Result<Trap, Crash> {
         if let Some(trap) = self.run_aside()? {
+            return Ok(trap);
+        }
+        if let Some(trap) = self.check()? {
             return Ok(trap);
         }
         if let Some(trap) = self.run_ahead()? {

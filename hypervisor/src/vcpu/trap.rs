@@ -115,7 +115,7 @@ impl Vcpu {
 
     /// Up to [`MAX_FETCH`] bytes of code at `rip`: fewer at the end of a page
     /// behind which nothing is mapped.
-    fn fetch(&self) -> Vec<u8> {
+    pub(super) fn fetch(&self) -> Vec<u8> {
         let rip = self.state.context.rip;
         let mut bytes = [0; MAX_FETCH];
         let in_page = usize::try_from(4096 - (rip & 4095))

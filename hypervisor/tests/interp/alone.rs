@@ -85,7 +85,10 @@ fn a_lock_across_lines_and_pages_is_done_whole_or_not_at_all() {
     *guest.gpr(reg::RSI) = DATA + 60;
     guest.machine.write(guest.data, 60, &0xffu64.to_le_bytes());
     assert_eq!(guest.run(), END);
-    assert_eq!(guest.machine.read(guest.data, 60, 8), 0x100u64.to_le_bytes());
+    assert_eq!(
+        guest.machine.read(guest.data, 60, 8),
+        0x100u64.to_le_bytes()
+    );
     // The second page is missing: nothing happens.
     let mut guest = alone(&code);
     *guest.gpr(reg::RSI) = DATA + 0xffc;
@@ -128,7 +131,11 @@ fn undefined_opcodes_are_told_from_unknown_ones() {
     let mut undefined = 0;
     for two in [false, true] {
         for opcode in 0..=255u8 {
-            let mut code = if two { vec![0x0f, opcode] } else { vec![opcode] };
+            let mut code = if two {
+                vec![0x0f, opcode]
+            } else {
+                vec![opcode]
+            };
             code.resize(16, 0xc0);
             let invalid = Decoder::with_ip(64, &code, CODE, DecoderOptions::NONE)
                 .decode()
@@ -172,7 +179,9 @@ fn addresses_of_32_bit_code_wrap() {
     let mut guest = compat(&[
         0x64, 0xa1, 0xfc, 0xff, 0xff, 0xff, 0x8b, 0x1c, 0x3e, 0x8d, 0x0c, 0x3e, 0xf4,
     ]);
-    guest.machine.write(guest.data, 0x10, &0x1234_5678u32.to_le_bytes());
+    guest
+        .machine
+        .write(guest.data, 0x10, &0x1234_5678u32.to_le_bytes());
     guest.context.fs_base = LOW_DATA + 0x14;
     *guest.gpr(reg::RSI) = LOW_DATA + 0x20;
     *guest.gpr(reg::RDI) = 0xffff_fff0;

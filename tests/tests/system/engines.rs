@@ -53,7 +53,7 @@ fn the_stock_kernel_on_the_software_engine() {
     assert!(dmesg.contains("engine soft: "), "{dmesg}");
     let refused = domus.xm(&["engine", "soft", "kvm"]);
     refused.fails(1, "--engine soft");
-    assert_eq!(guest.run("seq 1 20000 | sha256sum"), host_sum());
+    assert_eq!(guest.run("seq 1 1000 | sha256sum"), host_sum());
     runs_32_bit_code(&mut guest);
     assert!(!opens_kvm(&domus), "/dev/kvm is open");
     domus.xm(&["shutdown", "-w", "soft"]).ok();
@@ -71,7 +71,7 @@ fn a_domain_changes_engines_under_load() {
     let mut guest = Guest::boot(&domus, &Config::debian("both").vcpus(2));
     runs_32_bit_code(&mut guest);
     // Each line is a pipe of forks, and a checksum by vector instructions.
-    let load = "until test -e /stop; do seq 1 20000 | sha256sum; /hello32 >/dev/null; done";
+    let load = "until test -e /stop; do seq 1 1000 | sha256sum; /hello32 >/dev/null; done";
     guest.run(&format!("({load}) >/sums1 & ({load}) >/sums2 & true"));
     for change in 0..CHANGES {
         let engine = ["soft", "kvm"][change % 2];
@@ -83,7 +83,7 @@ fn a_domain_changes_engines_under_load() {
     assert_eq!(guest.run("sort -u /sums1 /sums2"), host_sum());
     let lines = guest.run("cat /sums1 /sums2 | wc -l");
     assert!(
-        lines.parse::<u32>().is_ok_and(|n| n >= 4),
+        lines.parse::<u32>().is_ok_and(|n| n >= 2),
         "{lines} checksums"
     );
     let log = guest.run("dmesg | grep -ciE 'segfault|bug:|oops|stall' || true");
@@ -93,10 +93,41 @@ fn a_domain_changes_engines_under_load() {
     domus.assert_no_domain();
 }
 
-/// What `seq 1 20000 | sha256sum` says.
+/// Sampled stretches of a boot and of a mixed workload do the same interpreted and
+/// on KVM, and KVM's own page tables are those in memory.
+#[test]
+fn sampled_code_does_the_same_interpreted_and_on_kvm() {
+    if !domains_can_run() || !kvm_is_usable() {
+        return;
+    }
+    let domus = Installation::with(&[("DOMUS_ENGINE", "kvm"), ("DOMUS_CHECK", "150")]);
+    let mut guest = Guest::boot(&domus, &Config::debian("checked"));
+    assert_eq!(guest.run("seq 1 1000 | sha256sum"), host_sum());
+    guest.run("cp /bin/busybox /b; gzip -c /b | gunzip -c | cmp - /b");
+    guest.run("for i in 1 2 3 4 5 6 7 8; do ls -lR /proc/1 >/dev/null 2>&1; sleep 0; done");
+    assert_eq!(guest.run("awk 'BEGIN { print 355 / 113 }'"), "3.14159");
+    domus.xm(&["shutdown", "-w", "checked"]).ok();
+    guest.wait_for_console_end();
+    let dmesg = domus.xm(&["dmesg"]).output();
+    let log = fs::read_to_string(domus.path("log/domus-hypervisor.log")).expect("its log");
+    let line = log.lines().find_map(|line| line.split_once("checker: "));
+    let counts: Vec<u64> = line
+        .map_or("", |(_, counts)| counts)
+        .split(' ')
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    let [stretches, steps, probes, differences] = counts[..] else {
+        panic!("no counts in {log}");
+    };
+    println!("{stretches} stretches, {steps} steps, {probes} probes");
+    assert_eq!(differences, 0, "{dmesg}");
+    assert!(stretches > 50 && steps > 500 && probes > 50, "{counts:?}");
+}
+
+/// What `seq 1 1000 | sha256sum` says.
 fn host_sum() -> String {
     let output = Command::new("sh")
-        .args(["-c", "seq 1 20000 | sha256sum"])
+        .args(["-c", "seq 1 1000 | sha256sum"])
         .output();
     let output = output.expect("a shell").stdout;
     String::from_utf8_lossy(&output).trim().to_owned()

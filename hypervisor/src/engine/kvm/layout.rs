@@ -37,6 +37,8 @@ pub const fn slot_address(slot: usize) -> u64 {
 pub const M2P: u64 = slot_address(SLOT_GUEST);
 /// The page that `syscall` lands on: the last 2 MiB of slot 257 start here.
 pub const SYSCALL_PAGE: u64 = slot_address(SLOT_GUEST) + (1 << 39) - (2 << 20);
+/// In the same page: a load from the address in rax to rbx, and `syscall`.
+pub const PROBE_CODE: u64 = SYSCALL_PAGE + 0x100;
 /// The monitor's shared pages.
 pub const MONITOR: u64 = slot_address(SLOT_MONITOR);
 /// All machine memory: address = `ALIAS` + machine address.

@@ -16,7 +16,7 @@ mod vm;
 #[cfg(test)]
 mod tests;
 
-pub use layout::{M2P, MFN_GRANTS, MFN_SHARED_INFO, MFN_TABLES};
+pub use layout::{M2P, MFN_GRANTS, MFN_SHARED_INFO, MFN_TABLES, PROBE_CODE};
 pub use monitor::{HypervisorSlots, MAX_VCPUS, install as install_monitor};
 pub use probe::{Traits, probe};
 pub use vcpu::KvmVcpu;

@@ -1,0 +1,119 @@
+//! A domain's memory, copied frame by frame when it is first used.
+
+use crate::{
+    interp::{Frame, FramePtr, GuestPhys},
+    space::Space,
+};
+use guest_abi::addr::{MachineAddr, Mfn};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    ptr::NonNull,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+/// Bytes of a frame.
+const BYTES: usize = 4096;
+
+/// One frame: what it held at first, and what was made of it.
+struct Copied {
+    before: Box<[u8; BYTES]>,
+    now: NonNull<[u8; BYTES]>,
+    written: bool,
+}
+
+impl Drop for Copied {
+    fn drop(&mut self) {
+        // SAFETY: `now` came from `Box::into_raw` and is freed nowhere else; the
+        // interpreter that used it has dropped its translations.
+        drop(unsafe { Box::from_raw(self.now.as_ptr()) });
+    }
+}
+
+/// See the module.
+pub struct CopiedPhys {
+    space: Arc<Space>,
+    frames: Mutex<HashMap<u64, Copied>>,
+}
+
+// SAFETY: the frames' pointers are used by one interpreter, on the thread that
+// owns it and this.
+unsafe impl Send for CopiedPhys {}
+// SAFETY: as above; the map is behind a lock.
+unsafe impl Sync for CopiedPhys {}
+
+impl CopiedPhys {
+    /// Of this memory, nothing of it copied.
+    pub fn new(space: Arc<Space>) -> Self {
+        CopiedPhys {
+            space,
+            frames: Mutex::default(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Copied>> {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Forgets all copies. The interpreter has no translations any more.
+    pub fn reset(&self) {
+        self.lock().clear();
+    }
+
+    /// A word that was changed here to something else than memory holds.
+    pub fn first_difference(&self) -> Option<String> {
+        let frames = self.lock();
+        frames
+            .iter()
+            .filter(|(_, frame)| frame.written)
+            .find_map(|(mfn, frame)| {
+                // SAFETY: a live box; the interpreter is not running.
+                let now = unsafe { frame.now.as_ref() };
+                let words = now.chunks_exact(8).zip(frame.before.chunks_exact(8));
+                (0u64..).zip(words).find_map(|(index, (now, before))| {
+                    let at = MachineAddr((mfn << 12) + index * 8);
+                    let ours = u64::from_le_bytes(now.try_into().ok()?);
+                    let theirs = self.space.memory.load(at)?;
+                    (now != before && ours != theirs).then(|| {
+                        format!("frame {mfn:#x} offset {:#x}: {ours:#x} interpreted, {theirs:#x} on KVM", index * 8)
+                    })
+                })
+            })
+    }
+}
+
+impl GuestPhys for CopiedPhys {
+    fn frame(&self, mfn: Mfn) -> Option<Frame> {
+        let usage = self.space.frame(mfn)?.usage;
+        let mut frames = self.lock();
+        let now = match frames.entry(mfn.0) {
+            Entry::Occupied(copied) => copied.get().now,
+            Entry::Vacant(place) => {
+                let mut before = Box::new([0; BYTES]);
+                self.space.memory.read(mfn.addr()?, &mut before[..])?;
+                let now = NonNull::new(Box::into_raw(before.clone()))?;
+                let written = false;
+                place
+                    .insert(Copied {
+                        before,
+                        now,
+                        written,
+                    })
+                    .now
+            }
+        };
+        // SAFETY: the box lasts until `reset`, before which the interpreter drops
+        // its translations, and nobody refers to it while the interpreter runs.
+        let ptr = unsafe { FramePtr::new(now.cast()) };
+        Some(Frame { ptr, usage })
+    }
+
+    fn wrote(&self, mfn: Mfn) {
+        if let Some(frame) = self.lock().get_mut(&mfn.0) {
+            frame.written = true;
+        }
+    }
+
+    fn translation_epoch(&self) -> u64 {
+        self.space.translation_epoch()
+    }
+}
