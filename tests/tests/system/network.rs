@@ -41,8 +41,10 @@ fn config(name: &str, vif: &str) -> Config {
         .line(&format!("vif = ['{vif}']"))
 }
 
-/// Loads the front end and gives the interface an address.
+/// Waits for the interface and gives it an address.
 fn bring_up(guest: &mut Guest<'_>, address: &str) {
+    // It appears when both halves are connected.
+    guest.run("until [ -e /sys/class/net/eth0 ]; do sleep 1; done");
     guest.run(&format!("ifconfig eth0 {address} netmask 255.255.255.0 up"));
 }
 
@@ -122,9 +124,11 @@ fn a_guest_on_a_bridge() {
 
         domus.xm(&["shutdown", "-w", "web"]).ok();
         domus.assert_no_domain();
-        let gone = Command::new("ip").args(["-o", "link"]).output();
-        let links = String::from_utf8_lossy(&gone.expect("ip runs").stdout).into_owned();
-        assert!(!links.contains("vif"), "{links}");
+        eventually("the interface is gone", PATIENCE, || {
+            let links = Command::new("ip").args(["-o", "link"]).output();
+            let links = links.expect("ip runs").stdout;
+            (!String::from_utf8_lossy(&links).contains("vif")).then_some(())
+        });
     });
 }
 
