@@ -1,5 +1,5 @@
 //! The front end's half of a ring of requests and responses: the rules of
-//! [`ring`](crate::ring), with a back end that is not trusted.
+//! [`crate::ring`], with a back end that is not trusted.
 //!
 //! Law: the indices that this half writes are private, and only ever copied
 //! out to the page. What the back end claims is an entry more than requests

@@ -1,5 +1,6 @@
 //! What a PV kernel of one's own needs: an entry point, hypercalls, traps,
-//! events, time, page tables, more vCPUs, user mode.
+//! events, time, page tables, more vCPUs, user mode; grants, xenstore, a disk
+//! and a network. `guest-abi/template` is a kernel to copy.
 //!
 //! ```ignore
 //! #![no_std]
