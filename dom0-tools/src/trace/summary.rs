@@ -104,7 +104,7 @@ impl Summary {
     fn count(&mut self, line: &Line, took_ns: u64) {
         let counted = self.names.entry(line.name.clone()).or_default();
         let stride = counted.stride.max(1);
-        if counted.calls % stride == 0 {
+        if counted.calls.is_multiple_of(stride) {
             counted.samples.push(took_ns);
         }
         if counted.samples.len() > SAMPLES {

@@ -68,7 +68,8 @@ impl Debugger {
                 other => packet.push(other.into()),
             }
         }
-        (byte(), byte());
+        byte();
+        byte();
         self.to.write_all(b"+").expect("xm reads");
         packet
     }
