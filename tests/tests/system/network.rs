@@ -12,7 +12,12 @@
 //! **Limits.** What a hostile front end does is tested without a guest, in
 //! `dom0-tools/src/netback`.
 
-use std::{fs, path::PathBuf, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use domus_tests::{
     guest::extract_busybox,
@@ -66,7 +71,7 @@ fn netback(domus: &Installation, guest: &Guest<'_>) -> Process {
 
 /// Runs a program on the host's side; what it said.
 #[track_caller]
-fn on_host(domus: &Installation, program: &PathBuf, args: &[&str]) -> String {
+fn on_host(domus: &Installation, program: &Path, args: &[&str]) -> String {
     let mut command = domus.command(program);
     command.args(args);
     domus.run(command).output()
@@ -90,7 +95,7 @@ fn a_guest_on_a_bridge() {
         // The name is Xen's, and a packet above the MTU goes in fragments.
         on_host(
             &domus,
-            &"ip".into(),
+            Path::new("ip"),
             &["link", "show", &format!("vif{}.0", guest.id())],
         );
         let busybox = domus.path("busybox");
@@ -150,7 +155,7 @@ fn two_guests_talk_over_a_bridge() {
         serve(&mut two);
         println!("{}", one.run("traffic send 10.9.0.3:5002 16"));
         println!("{}", one.run("traffic fetch 10.9.0.3:5002 16"));
-        on_host(&domus, &"ip".into(), &["link", "show", "second"]);
+        on_host(&domus, Path::new("ip"), &["link", "show", "second"]);
         for name in ["one", "two"] {
             domus.xm(&["destroy", name]).ok();
         }
