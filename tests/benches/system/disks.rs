@@ -16,7 +16,11 @@ pub fn disks() {
     let domus = Installation::new();
     let (image, program) = (domus.path("disk"), user_program("blkload"));
     // Written, so that no hole and no first allocation is measured.
-    fs::write(&image, vec![0x55; 1 << 20].repeat(MIB as usize)).expect("room for a disk");
+    fs::write(
+        &image,
+        vec![0x55; 1 << 20].repeat(usize::try_from(MIB).expect("it fits")),
+    )
+    .expect("room for a disk");
     let bytes = fs::read(&program).expect("built just now");
     let config = Config::debian_with_modules("disks")
         .program("blkload", &bytes)
