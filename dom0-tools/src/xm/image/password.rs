@@ -24,7 +24,11 @@ pub fn random() -> io::Result<String> {
 /// # Errors
 /// The host has no randomness.
 pub fn hash(password: &str) -> io::Result<String> {
-    let hash = ShaCrypt::default().hash_password(password.as_bytes());
+    // 16 letters: crypt(3) knows no longer salt, and would not find its own
+    // answer in what a longer one has made.
+    let mut salt = [0u8; 12];
+    File::open("/dev/urandom")?.read_exact(&mut salt)?;
+    let hash = ShaCrypt::default().hash_password_with_salt(password.as_bytes(), &salt);
     hash.map(|hash| hash.as_str().to_owned())
         .map_err(io::Error::other)
 }
@@ -50,7 +54,8 @@ mod tests {
     fn only_roots_password_changes() {
         let shadow = "root:*:19000:0:99999:7:::\ndaemon:*:19000:0:99999:7:::\nrooty:x:1::::::\n";
         let hash = hash("secret").expect("a hash");
-        assert!(hash.starts_with("$6$"), "{hash}");
+        let fields: Vec<&str> = hash.split('$').collect();
+        assert_eq!((fields[1], fields[3].len()), ("6", 16), "{hash}");
         let new = with_root(shadow, &hash);
         assert_eq!(new.lines().count(), 3);
         assert!(new.starts_with(&format!("root:{hash}:19000:")), "{new}");
