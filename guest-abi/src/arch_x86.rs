@@ -129,3 +129,35 @@ layout! {
 
 /// [`XenCpuidLeaf::subleaf`] of a leaf without sub-leaves.
 pub const XEN_CPUID_NO_SUBLEAF: u32 = u32::MAX;
+
+/// What the manuals call the exception of a vector, `None` for vectors that
+/// have no name.
+///
+/// ```
+/// assert_eq!(guest_abi::arch_x86::exception_name(14), Some("#PF"));
+/// assert_eq!(guest_abi::arch_x86::exception_name(9), None);
+/// ```
+#[must_use]
+pub const fn exception_name(vector: u8) -> Option<&'static str> {
+    Some(match vector {
+        0 => "#DE",
+        1 => "#DB",
+        2 => "NMI",
+        3 => "#BP",
+        4 => "#OF",
+        5 => "#BR",
+        6 => "#UD",
+        7 => "#NM",
+        8 => "#DF",
+        10 => "#TS",
+        11 => "#NP",
+        12 => "#SS",
+        13 => "#GP",
+        14 => "#PF",
+        16 => "#MF",
+        17 => "#AC",
+        18 => "#MC",
+        19 => "#XM",
+        _ => return None,
+    })
+}

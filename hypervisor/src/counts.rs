@@ -1,6 +1,6 @@
 //! What a domain's vCPUs did, counted: the figures behind every claim of speed.
 
-use guest_abi::xen::hypercall_name;
+use guest_abi::{arch_x86::exception_name, xen::hypercall_name};
 use std::{
     fmt,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -63,7 +63,7 @@ impl Counts {
             .exceptions
             .iter()
             .zip(0..)
-            .map(|(count, vector)| (exception_name(vector), count.load(Relaxed)));
+            .map(|(count, vector)| (exception(vector), count.load(Relaxed)));
         let others = [
             ("user syscall", &self.user_syscalls),
             ("event delivered", &self.events),
@@ -93,21 +93,7 @@ impl fmt::Display for Counts {
     }
 }
 
-fn exception_name(vector: u32) -> String {
-    let name = match vector {
-        0 => "#DE",
-        1 => "#DB",
-        3 => "#BP",
-        4 => "#OF",
-        6 => "#UD",
-        7 => "#NM",
-        8 => "#DF",
-        13 => "#GP",
-        14 => "#PF",
-        16 => "#MF",
-        17 => "#AC",
-        19 => "#XM",
-        _ => return format!("exception {vector}"),
-    };
-    name.to_owned()
+/// The same name that a trace of the domain gives it.
+fn exception(vector: u8) -> String {
+    exception_name(vector).map_or_else(|| format!("exception_{vector}"), String::from)
 }

@@ -139,7 +139,7 @@ pub fn write(
 /// Writes a dump to a new file, which is not left behind half written.
 ///
 /// # Errors
-/// As [`write`]; there is such a file already.
+/// As [`write()`]; there is such a file already.
 pub fn write_file(
     source: &dyn Source,
     path: &Path,

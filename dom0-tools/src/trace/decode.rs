@@ -2,7 +2,9 @@
 
 use super::ops::{self, Field, Shown};
 use domus_privcmd::trace::{Record, What};
-use guest_abi::{addr::DomId, errno::Errno, memory::MEMOP_CMD_MASK, sched::*, xen::*};
+use guest_abi::{
+    addr::DomId, arch_x86::exception_name, errno::Errno, memory::MEMOP_CMD_MASK, sched::*, xen::*,
+};
 use std::{collections::HashMap, fmt::Write};
 
 /// What the ports of the guest belong to, by name: "vbd/51712".
@@ -259,29 +261,9 @@ fn outcome(number: u64, result: Option<i64>) -> String {
     }
 }
 
-/// The name of an exception.
+/// The name of an exception, as the hypervisor counts it.
 fn exception(vector: u8) -> String {
-    let name = match vector {
-        0 => "#DE",
-        1 => "#DB",
-        2 => "NMI",
-        3 => "#BP",
-        4 => "#OF",
-        5 => "#BR",
-        6 => "#UD",
-        7 => "#NM",
-        8 => "#DF",
-        10 => "#TS",
-        11 => "#NP",
-        12 => "#SS",
-        13 => "#GP",
-        14 => "#PF",
-        16 => "#MF",
-        17 => "#AC",
-        19 => "#XM",
-        _ => return format!("exception_{vector}"),
-    };
-    name.into()
+    exception_name(vector).map_or_else(|| format!("exception_{vector}"), String::from)
 }
 
 /// What a page fault was for.
