@@ -10,6 +10,7 @@
 
 mod apt;
 pub mod cpio;
+pub mod debian;
 mod drivers;
 pub mod initramfs;
 mod modules;

@@ -20,6 +20,10 @@ use crate::guest::{
 /// From `xm create` to a shell on a machine that does much else.
 const BOOT_PATIENCE: Duration = Duration::from_secs(300);
 
+/// From `xm create` to the login of a distribution, which starts dozens of
+/// programs.
+const LOGIN_PATIENCE: Duration = Duration::from_secs(600);
+
 /// Guests with a user space at once: each wants a CPU and its memory. No test
 /// holds one and asks for a second: two such tests would wait for each other.
 const AT_ONCE: usize = 2;
@@ -254,6 +258,24 @@ impl<'a> Guest<'a> {
         }
     }
 
+    /// Creates a domain from a configuration file that somebody else wrote.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[track_caller]
+    #[must_use]
+    pub fn create_from(installation: &'a Installation, name: &str, file: &Path) -> Self {
+        let room = Some(Room::take());
+        installation.xm(&[Path::new("create"), file]).ok();
+        Self {
+            installation,
+            name: name.to_owned(),
+            console: attach(installation, name),
+            commands: 0,
+            _room: room,
+        }
+    }
+
     /// Creates a domain with Debian's kernel and waits for its shell.
     ///
     /// # Panics
@@ -293,6 +315,21 @@ impl<'a> Guest<'a> {
         self.send("\n");
         // The kernel's own messages would get between those of commands.
         self.run("dmesg -n 1");
+    }
+
+    /// Waits for a distribution's login, and logs in as root.
+    ///
+    /// # Panics
+    /// When that does not come.
+    #[track_caller]
+    pub fn log_in(&mut self, password: &str) {
+        self.wait_for("login: ", LOGIN_PATIENCE);
+        self.send("root\n");
+        self.wait_for("Password: ", PATIENCE);
+        self.send(&format!("{password}\n"));
+        self.wait_for("# ", BOOT_PATIENCE);
+        self.send("TERM=dumb; dmesg -n 1\n");
+        self.run("true");
     }
 
     /// Waits for a text on the console; what came before it.

@@ -8,6 +8,7 @@ mod dump_core;
 mod engines;
 mod gdb;
 mod grants;
+mod images;
 mod kernels;
 mod labs;
 mod leaks;
