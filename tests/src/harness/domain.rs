@@ -265,7 +265,7 @@ impl<'a> Guest<'a> {
     #[track_caller]
     #[must_use]
     pub fn create_from(installation: &'a Installation, name: &str, file: &Path) -> Self {
-        let room = Some(Room::take());
+        let room = Some(Arc::new(Room::take(1)));
         installation.xm(&[Path::new("create"), file]).ok();
         Self {
             installation,
