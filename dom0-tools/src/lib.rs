@@ -7,6 +7,7 @@ pub mod bootloader;
 pub mod builder;
 pub mod config;
 pub mod console;
+pub mod contained;
 pub mod coredump;
 pub mod gdb;
 pub mod image;

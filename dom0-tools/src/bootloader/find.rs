@@ -1,10 +1,6 @@
 //! From a disk to the kernel that it wants to be booted.
 
-use std::{
-    collections::BTreeMap,
-    panic::{AssertUnwindSafe, catch_unwind},
-    path::Path,
-};
+use std::{collections::BTreeMap, path::Path};
 
 use serde::Serialize;
 
@@ -22,6 +18,7 @@ use super::{
 };
 use crate::{
     config::disk::Format,
+    contained::contained,
     image::{self, Mode},
 };
 
@@ -96,12 +93,10 @@ fn guarded<T>(
     disk: &Disk<'_>,
     work: impl FnOnce() -> Result<T, BootError>,
 ) -> Result<T, BootError> {
-    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-        let text = panic.downcast_ref::<String>().cloned();
-        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|s| (*s).to_owned()));
+    contained(work).unwrap_or_else(|what| {
         Err(BootError::Bug {
             disk: disk.path.to_owned(),
-            what: text.unwrap_or_default(),
+            what,
         })
     })
 }

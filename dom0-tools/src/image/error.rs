@@ -22,6 +22,9 @@ pub enum Fault {
     /// Missing, not readable, or not what its format says.
     #[error("{0}")]
     Io(#[from] io::Error),
+    /// It made its reader panic.
+    #[error("it is damaged ({0}); 'qemu-img check' tells more")]
+    Damaged(String),
     /// A directory, a pipe, a character device.
     #[error("{} is neither a regular file nor a block device", .0.display())]
     Kind(PathBuf),

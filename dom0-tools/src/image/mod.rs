@@ -23,7 +23,7 @@ use imago::{
     qcow2::Qcow2, raw::Raw,
 };
 
-use crate::config::disk::Format;
+use crate::{config::disk::Format, contained::contained};
 pub use create::{Backing, create_qcow2, create_raw};
 pub use error::{Fault, ImageError};
 use gate::Gate;
@@ -48,7 +48,9 @@ pub struct Mode {
 /// # Errors
 /// See [`Fault`].
 pub fn open(path: &Path, format: Format, mode: Mode) -> Result<Image, ImageError> {
-    open_layers(path, format, mode).map_err(|fault| ImageError {
+    let opened = contained(|| open_layers(path, format, mode));
+    let opened = opened.unwrap_or_else(|what| Err(Fault::Damaged(what)));
+    opened.map_err(|fault| ImageError {
         path: path.to_owned(),
         fault,
     })

@@ -21,7 +21,10 @@ use nix::{
 };
 
 use super::{Action, Done, Engine, Job, advance};
-use crate::blkback::source::{Disk, Qcow2, RawFile, Source};
+use crate::{
+    blkback::source::{Disk, Qcow2, RawFile, Source},
+    contained::contained,
+};
 
 /// Threads of a ring.
 const THREADS: usize = 4;
@@ -202,9 +205,15 @@ fn signed(offset: u64) -> io::Result<i64> {
     i64::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput.into())
 }
 
-/// Through a buffer of ours: the image's code works on Rust slices, which the
-/// guest's pages must not be.
+/// One request of a qcow2 image. Its code is not ours, and the image may hold
+/// anything.
 fn qcow2(image: &Qcow2, job: &Job) -> io::Result<()> {
+    contained(|| through_a_buffer(image, job))
+        .unwrap_or_else(|what| Err(io::Error::other(format!("the image is damaged: {what}"))))
+}
+
+/// The image's code works on Rust slices, which the guest's pages must not be.
+fn through_a_buffer(image: &Qcow2, job: &Job) -> io::Result<()> {
     let len = job.parts.iter().map(|part| part.iov_len).sum();
     match job.action {
         Action::Read => {
