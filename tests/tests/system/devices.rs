@@ -19,7 +19,8 @@ use std::{
 };
 
 use domus_tests::harness::{
-    Config, Guest, Installation, PATIENCE, Process, domains_can_run, eventually,
+    Config, Guest, Installation, Namespace, PATIENCE, Process, Programs, Said, domains_can_run,
+    eventually,
 };
 
 const REBOOT: Duration = Duration::from_secs(300);
@@ -158,31 +159,11 @@ fn plugged_under_load(domus: &Installation, guest: &mut Guest<'_>, second: &Path
     guest.run("kill $(cat /tmp/load)");
 }
 
-/// A network namespace, for as long as it is needed.
-struct Namespace(String);
-
-impl Namespace {
-    fn new() -> Option<Self> {
-        let name = format!("domus-t{}", std::process::id());
-        let made = Command::new("ip").args(["netns", "add", &name]).status();
-        let usable = made.is_ok_and(|s| s.success()) && Path::new("/dev/net/tun").exists();
-        usable.then_some(Self(name))
-    }
-
-    fn run(&self, domus: &Installation, program: impl AsRef<Path>, args: &[&str]) -> String {
-        let mut command = domus.command("ip");
-        command
-            .args(["netns", "exec", &self.0])
-            .arg(program.as_ref())
-            .args(args);
-        domus.run(command).output()
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = Command::new("ip").args(["netns", "del", &self.0]).status();
-    }
+/// A program, run in a namespace, in the test's installation.
+fn inside(net: &Namespace, domus: &Installation, program: &Path, args: &[&str]) -> Said {
+    let mut command = net.inside(domus.command("ip"), program);
+    command.args(args);
+    domus.run(command)
 }
 
 #[test]
@@ -190,17 +171,14 @@ fn interfaces_come_and_go_and_their_back_end_may_die() {
     if !domains_can_run() {
         return;
     }
-    let Some(net) = Namespace::new() else {
-        println!("SKIP: no network namespace or no /dev/net/tun: run as root, with iproute2");
-        return;
-    };
+    let net = Namespace::with_bridge("10.78.0.1/24");
     let domus = Installation::new();
-    let xm = domus_tests::harness::Programs::get().program("xm");
+    let xm = Programs::get().program("xm");
     // The services are started outside; the monitor, and so netback, inside.
     domus.xm(&["list"]).ok();
     let config = Config::debian_with_drivers("net");
     let mut guest = Guest::create_by(&domus, &config, |file| {
-        net.run(&domus, &xm, &["create", &file.display().to_string()]);
+        inside(&net, &domus, &xm, &["create", &file.display().to_string()]).ok();
     });
     guest.wait_for_shell();
     let mac = "mac=00:16:3e:00:00:07";
@@ -212,8 +190,16 @@ fn interfaces_come_and_go_and_their_back_end_may_die() {
         guest.run("cat /sys/class/net/eth0/address"),
         "00:16:3e:00:00:07"
     );
-    net.run(&domus, "ip", &["addr", "add", "10.77.0.1/24", "dev", "dt0"]);
-    net.run(&domus, "ip", &["link", "set", "dt0", "up"]);
+    let set_up = || {
+        let ip = |args: &[&str]| inside(&net, &domus, Path::new("ip"), args);
+        // A back end that has just started needs a moment to make it.
+        eventually("an interface", PATIENCE, || {
+            (ip(&["link", "show", "dt0"]).code == Some(0)).then_some(())
+        });
+        ip(&["addr", "replace", "10.77.0.1/24", "dev", "dt0"]).ok();
+        ip(&["link", "set", "dt0", "up"]).ok();
+    };
+    set_up();
     guest.run("ifconfig eth0 10.77.0.2 netmask 255.255.255.0 up");
     answered(&mut guest);
 
@@ -222,12 +208,7 @@ fn interfaces_come_and_go_and_their_back_end_may_die() {
     eventually("another netback", PATIENCE, || {
         back_end(&domus, "netback").filter(|p| p.pid != victim.pid)
     });
-    net.run(
-        &domus,
-        "ip",
-        &["addr", "replace", "10.77.0.1/24", "dev", "dt0"],
-    );
-    net.run(&domus, "ip", &["link", "set", "dt0", "up"]);
+    set_up();
     answered(&mut guest);
 
     // Detached in the middle of traffic.
