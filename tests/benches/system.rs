@@ -40,6 +40,10 @@ fn main() -> ExitCode {
     if !std::env::args().any(|arg| arg == "--bench") || !kvm_is_usable() {
         return ExitCode::SUCCESS;
     }
+    // Fetched before anything is timed, and where there is a network.
+    for fetched in [guest::prepare(), guest::prepare_with_drivers()] {
+        fetched.unwrap_or_else(|error| panic!("no guest: {error}"));
+    }
     small_domains();
     boot_and_compute();
     disks::disks();
