@@ -33,6 +33,7 @@ pub mod memory;
 pub mod port;
 pub mod ring;
 pub mod service;
+mod sole;
 pub mod worker;
 
 #[cfg(test)]
@@ -44,4 +45,5 @@ pub use memory::{PlainMemory, SharedMemory};
 pub use port::Port;
 pub use ring::{BackRing, RingError};
 pub use service::{Driver, Service, ServiceError};
+pub use sole::only_one;
 pub use worker::{Stop, Worker};

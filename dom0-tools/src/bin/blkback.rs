@@ -1,22 +1,14 @@
 //! blkback: serves the disks of one domain.
 
-use std::{
-    io,
-    process::ExitCode,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{io, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use dom0_tools::{
-    backend::{Service, ServiceError},
+    backend::{Service, ServiceError, only_one},
     blkback::{Choice, Vbd},
     paths,
 };
-use domus_privcmd::{
-    client::Client,
-    pidfile::{PidFile, PidFileError},
-};
+use domus_privcmd::{client::Client, pidfile::PidFileError};
 use guest_abi::addr::DomId;
 use tracing_subscriber::EnvFilter;
 
@@ -67,25 +59,10 @@ enum Failure {
 }
 
 fn serve(options: &Options) -> Result<(), Failure> {
-    let _only_one = only_one(options.domain)?;
+    let _only_one = only_one("blkback", options.domain, PATIENCE)?;
     let client = Client::connect(&paths::privcmd_socket()).map_err(ServiceError::from)?;
     let vbd = Vbd {
         engine: options.engine,
     };
     Ok(Service::start(vbd, client, DomId(options.domain))?.run()?)
-}
-
-/// The lock that one back end of a guest holds until its last thread has
-/// ended. So no I/O of a killed one lands in a page that the guest uses again.
-fn only_one(domain: u16) -> Result<PidFile, PidFileError> {
-    let path = paths::pid_file(&format!("blkback-{domain}"));
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match PidFile::acquire(&path) {
-            Err(PidFileError::Held { .. }) if Instant::now() < deadline => {
-                sleep(Duration::from_millis(20));
-            }
-            other => return other,
-        }
-    }
 }

@@ -1,22 +1,14 @@
 //! netback: serves the network interfaces of one domain.
 
-use std::{
-    io,
-    process::ExitCode,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::{io, process::ExitCode, time::Duration};
 
 use clap::Parser;
 use dom0_tools::{
-    backend::{Service, ServiceError},
+    backend::{Service, ServiceError, only_one},
     netback::Vif,
     paths,
 };
-use domus_privcmd::{
-    client::Client,
-    pidfile::{PidFile, PidFileError},
-};
+use domus_privcmd::{client::Client, pidfile::PidFileError};
 use guest_abi::addr::DomId;
 use tracing_subscriber::EnvFilter;
 
@@ -64,23 +56,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(options: &Options) -> Result<(), Failure> {
-    let _only_one = only_one(options.domain)?;
+    let _only_one = only_one("netback", options.domain, PATIENCE)?;
     let client = Client::connect(&paths::privcmd_socket()).map_err(ServiceError::from)?;
     let dom = DomId(options.domain);
     client.restrict(dom).map_err(ServiceError::from)?;
     Ok(Service::start(Vif, client, dom)?.run()?)
-}
-
-/// The lock that the one back end of a guest holds.
-fn only_one(domain: u16) -> Result<PidFile, PidFileError> {
-    let path = paths::pid_file(&format!("netback-{domain}"));
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        match PidFile::acquire(&path) {
-            Err(PidFileError::Held { .. }) if Instant::now() < deadline => {
-                sleep(Duration::from_millis(20));
-            }
-            other => return other,
-        }
-    }
 }
