@@ -1,4 +1,5 @@
-//! Harness of the whole-system tests.
+//! Harness of the whole-system tests, and the hypercall reference.
 
 pub mod guest;
 pub mod harness;
+pub mod reference;

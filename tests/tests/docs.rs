@@ -229,6 +229,21 @@ fn each_promise_names_a_test_that_exists_or_says_that_it_has_none() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+/// `tests/book` checks that the table of contents is whole; this, that it is the
+/// same book as the index.
+#[test]
+fn the_contents_and_the_index_name_the_same_pages() {
+    let pages = |name: &str| -> BTreeSet<String> {
+        let page = Page::read(root().join("docs").join(name));
+        let ours = page.links().filter(|link| !link.starts_with("reference/"));
+        let ours = ours.filter(|link| !link.starts_with("../guest-"));
+        ours.filter(|link| *link != "README.md" && *link != "../README.md")
+            .map(str::to_owned)
+            .collect()
+    };
+    assert_eq!(pages("SUMMARY.md"), pages("README.md"));
+}
+
 #[test]
 fn the_index_lists_every_page() {
     let index = Page::read(root().join("docs/README.md"));
@@ -237,7 +252,7 @@ fn the_index_lists_every_page() {
     let names = entries.map(|entry| entry.expect("an entry").file_name());
     let missing: Vec<_> = names
         .map(|name| name.to_string_lossy().into_owned())
-        .filter(|name| name.ends_with(".md") && name != "README.md")
+        .filter(|name| name.ends_with(".md") && name != "README.md" && name != "SUMMARY.md")
         .filter(|name| !listed.contains(name.as_str()))
         .collect();
     assert!(missing.is_empty(), "not in docs/README.md: {missing:?}");

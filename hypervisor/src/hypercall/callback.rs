@@ -20,10 +20,25 @@ fn canonical(address: u64) -> Result<u64, Errno> {
     }
 }
 
-/// `HYPERVISOR_set_callbacks(event, failsafe, syscall)`, the old form.
+/// `HYPERVISOR_set_callbacks(event, failsafe, syscall)`: the guest's entry points, in the old form.
+///
+/// # Arguments
+/// - `event`: entered for a pending event, with events masked.
+/// - `failsafe`: entered when a return to the guest fails, with events masked.
+/// - `syscall`: entered for user mode's `syscall`; whether it masks events stays as it was.
 ///
 /// # Errors
-/// `EINVAL` for an address that is not canonical.
+/// - `EINVAL`: an address that is not canonical. Nothing is changed.
+///
+/// # Left out
+/// - Nothing.
+///
+/// # Guards against
+/// - XSA-7: going on at an address that is not canonical.
+///
+/// # Source
+/// - Xen: `public/xen.h`
+/// - Here: `vcpu/bounce.rs`
 pub(super) fn set_callbacks(vcpu: &mut Vcpu, event: u64, failsafe: u64, syscall: u64) -> Outcome {
     let (event, failsafe, syscall) = (canonical(event)?, canonical(failsafe)?, canonical(syscall)?);
     vcpu.state.event = Handler {
@@ -38,11 +53,38 @@ pub(super) fn set_callbacks(vcpu: &mut Vcpu, event: u64, failsafe: u64, syscall:
     OK
 }
 
-/// `HYPERVISOR_callback_op(cmd, arg)`.
+/// `HYPERVISOR_callback_op(cmd, arg)`: the guest's entry points.
+///
+/// # Arguments
+/// - `cmd`: the operation.
+/// - `arg`: address of its structure.
+///
+/// # Operations
+/// ## `CALLBACKOP_REGISTER` `CallbackRegister`
+/// Registers the entry point of one type. Event, failsafe, `syscall` and 32-bit `syscall` are entered; the
+/// event's masks events always, the others' if the flag says so. `sysenter` and NMI are accepted, and never
+/// entered: the processor that is shown has no `sysenter`, and no NMI is sent.
+///
+/// Errors: `EINVAL`: an address that is not canonical. `ENOSYS`: an unknown type.
+/// ## `CALLBACKOP_UNREGISTER` `CallbackUnregister`
+/// Takes an entry point back.
+///
+/// Errors: `EINVAL`: event, failsafe and `syscall` can't be taken back. `ENOSYS`: an unknown type.
 ///
 /// # Errors
-/// `EINVAL` for an unknown type, an address that is not canonical, or taking
-/// back what can't be; `ENOSYS` for an unknown command; `EFAULT`.
+/// - `ENOSYS`: an unknown operation or type.
+/// - `EFAULT`: the structure can't be read.
+/// - `EINVAL`: see the operations.
+///
+/// # Left out
+/// - Entries by `sysenter` and NMI.
+///
+/// # Guards against
+/// - XSA-7: going on at an address that is not canonical.
+///
+/// # Source
+/// - Xen: `public/callback.h`
+/// - Here: `vcpu/bounce.rs`
 pub(super) fn callback_op(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt) -> Outcome {
     match cmd {
         CALLBACKOP_REGISTER => register(vcpu, arg),
@@ -87,12 +129,35 @@ fn unregister(vcpu: &mut Vcpu, arg: GuestVirt) -> Outcome {
     }
 }
 
-/// `HYPERVISOR_nmi_op(cmd, arg)`: vCPU 0 may register a handler. No NMI is
-/// ever sent.
+/// `HYPERVISOR_nmi_op(cmd, arg)`: the handler of non-maskable interrupts.
+///
+/// # Arguments
+/// - `cmd`: the operation.
+/// - `arg`: address of its structure.
+///
+/// # Operations
+/// ## `XENNMI_REGISTER_CALLBACK` `XennmiCallback`
+/// Registers a handler. It is checked and never called.
+///
+/// Errors: `EINVAL`: not on vCPU 0, or an address that is not canonical.
+/// ## `XENNMI_UNREGISTER_CALLBACK`
+/// Takes it back.
+///
+/// Errors: none.
 ///
 /// # Errors
-/// `EINVAL` on another vCPU or for an address that is not canonical; `ENOSYS`
-/// for an unknown command; `EFAULT`.
+/// - `ENOSYS`: an unknown operation.
+/// - `EFAULT`: the structure can't be read.
+/// - `EINVAL`: see the operations.
+///
+/// # Left out
+/// - NMIs: none is ever sent.
+///
+/// # Guards against
+/// - XSA-7: going on at an address that is not canonical.
+///
+/// # Source
+/// - Xen: `public/nmi.h`
 pub(super) fn nmi_op(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt) -> Outcome {
     match cmd {
         XENNMI_REGISTER_CALLBACK if !vcpu.is_first() => Err(Errno::EINVAL),

@@ -13,12 +13,37 @@ const CHUNK: usize = 1024;
 /// Bytes that one call may write: a guest can't keep us copying.
 const MOST: u32 = 64 << 10;
 
-/// `HYPERVISOR_console_io(cmd, count, buffer)`: writes to the hypervisor's
-/// console, where `xm dmesg` shows it marked with the domain.
+/// `HYPERVISOR_console_io(cmd, count, buffer)`: the hypervisor's console, which `xm dmesg` shows.
+///
+/// # Arguments
+/// - `cmd`: the operation.
+/// - `count`: bytes.
+/// - `buffer`: their address.
+///
+/// # Operations
+/// ## `CONSOLEIO_WRITE`
+/// Appends to the console's ring, each line marked with the domain. Printable ASCII and tabs come through.
+///
+/// Errors: `E2BIG`: more than 64 KiB. `EFAULT`: what could be read before is written.
+/// ## `CONSOLEIO_READ`
+/// The control domain's.
+///
+/// Errors: `EPERM`: always.
 ///
 /// # Errors
-/// `EPERM` for reading, which is the control domain's; `E2BIG` for more than
-/// 64 KiB; `ENOSYS` for an unknown command; `EFAULT`.
+/// - `ENOSYS`: an unknown operation.
+/// - `E2BIG`, `EPERM`, `EFAULT`: see the operations.
+///
+/// # Left out
+/// - Reading.
+///
+/// # Guards against
+/// - A flood: the ring is bounded, and a call copies at most 64 KiB.
+/// - Escape sequences on the operator's terminal.
+///
+/// # Source
+/// - Xen: `public/xen.h`
+/// - Here: `console.rs`
 pub(super) fn console_io(vcpu: &mut Vcpu, cmd: u32, count: u32, buffer: GuestVirt) -> Outcome {
     match cmd {
         CONSOLEIO_WRITE if count > MOST => Err(Errno::E2BIG),

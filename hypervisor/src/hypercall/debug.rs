@@ -11,12 +11,25 @@ use guest_abi::{
 /// Bits of DR7 that arm a breakpoint.
 const ENABLED: u64 = 0xff;
 
-/// `HYPERVISOR_set_debugreg(reg, value)`.
+/// `HYPERVISOR_set_debugreg(reg, value)`: writes a debug register.
+///
+/// # Arguments
+/// - `reg`: 0 to 7; 4 and 5 are names of 6 and 7.
+/// - `value`: what `get_debugreg` shall read back.
 ///
 /// # Errors
-/// `ENODEV` for a register that does not exist, `EPERM` for a breakpoint at an
-/// address that is not the guest's. `EOPNOTSUPP` for a value of DR7 that arms a
-/// breakpoint: hardware breakpoints are left out.
+/// - `ENODEV`: there is no such register.
+/// - `EPERM`: an address that is not canonical, or the hypervisor's.
+/// - `EOPNOTSUPP`: a DR7 that arms a breakpoint.
+///
+/// # Left out
+/// - Hardware breakpoints: values are kept and trap nothing.
+///
+/// # Guards against
+/// - A breakpoint on the hypervisor's own addresses.
+///
+/// # Source
+/// - Xen: `public/xen.h`
 pub(super) fn set_debugreg(vcpu: &mut Vcpu, register: u32, value: u64) -> Outcome {
     match register {
         0..=3 if !guests_address(value) => return Err(Errno::EPERM),
@@ -35,10 +48,22 @@ fn guests_address(address: u64) -> bool {
         && !(HYPERVISOR_VIRT_START..HYPERVISOR_VIRT_END).contains(&address)
 }
 
-/// `HYPERVISOR_get_debugreg(reg)`.
+/// `HYPERVISOR_get_debugreg(reg)`: reads a debug register.
+///
+/// # Arguments
+/// - `reg`: 0 to 7; 4 and 5 are names of 6 and 7. The result is the value.
 ///
 /// # Errors
-/// `ENODEV` for a register that does not exist.
+/// - `ENODEV`: there is no such register.
+///
+/// # Left out
+/// - Nothing.
+///
+/// # Guards against
+/// - Nothing: it reads what the guest wrote.
+///
+/// # Source
+/// - Xen: `public/xen.h`
 pub(super) fn get_debugreg(vcpu: &mut Vcpu, register: u32) -> Outcome {
     let index = match register {
         0..=3 => register as usize,

@@ -22,11 +22,93 @@ struct Call<'a> {
     arg: GuestVirt,
 }
 
-/// `HYPERVISOR_event_channel_op(cmd, arg)` of the domain `caller`.
+/// `HYPERVISOR_event_channel_op(cmd, arg)`: event channels, the interrupts of a PV guest. A guest has ports
+/// 1 to 1023; port 0 is never given out.
+///
+/// # Arguments
+/// - `cmd`: the operation.
+/// - `arg`: address of its structure.
+///
+/// # Operations
+/// ## `EVTCHNOP_BIND_INTERDOMAIN` `EvtchnBindInterdomain`
+/// Connects to a port that another domain left unbound for the caller, and gives the own end.
+///
+/// Errors: `ESRCH`: no such domain. `EINVAL`: the port does not wait for the caller. `ENOSPC`: no port is
+/// free.
+/// ## `EVTCHNOP_BIND_VIRQ` `EvtchnBindVirq`
+/// Binds a port to a virtual interrupt. Those of the control domain may be bound, and are never raised.
+///
+/// Errors: `EINVAL`: no such interrupt, or one that exists once a domain on another vCPU than 0. `ENOENT`:
+/// no such vCPU. `EEXIST`: it is bound. `ENOSPC`.
+/// ## `EVTCHNOP_BIND_PIRQ` `EvtchnBindPirq`
+/// A guest has no physical interrupts.
+///
+/// Errors: `EPERM`; `EINVAL` for a number that does not exist.
+/// ## `EVTCHNOP_CLOSE` `EvtchnClose`
+/// Closes a port. The other end of a pair waits again for the caller.
+///
+/// Errors: `EINVAL`: no such port.
+/// ## `EVTCHNOP_SEND` `EvtchnSend`
+/// An event for the other end.
+///
+/// Errors: `EINVAL`: no such port, or one that is neither a pair's nor an IPI's.
+/// ## `EVTCHNOP_STATUS` `EvtchnStatus`
+/// What a port is bound to.
+///
+/// Errors: `EINVAL`: no such port. `EPERM`: another domain's. `ESRCH`: no such domain.
+/// ## `EVTCHNOP_ALLOC_UNBOUND` `EvtchnAllocUnbound`
+/// Makes a port of the caller's to which `remote_dom` may connect.
+///
+/// Errors: `EPERM`: a port of another domain's. `ESRCH`: no such domain. `ENOSPC`.
+/// ## `EVTCHNOP_BIND_IPI` `EvtchnBindIpi`
+/// Makes a port that interrupts a vCPU of one's own.
+///
+/// Errors: `ENOENT`: no such vCPU. `ENOSPC`.
+/// ## `EVTCHNOP_BIND_VCPU` `EvtchnBindVcpu`
+/// Chooses the vCPU that gets a port's events.
+///
+/// Errors: `EINVAL`: no such port, or one that belongs to its vCPU. `ENOENT`: no such vCPU.
+/// ## `EVTCHNOP_UNMASK` `EvtchnUnmask`
+/// Clears the mask, and delivers what is pending.
+///
+/// Errors: `EINVAL`: no such port.
+/// ## `EVTCHNOP_RESET` `EvtchnReset`
+/// Closes all ports.
+///
+/// Errors: `EPERM`: another domain's. `ESRCH`: no such domain.
+/// ## `EVTCHNOP_INIT_CONTROL` `EvtchnInitControl`
+/// There are no FIFO channels.
+///
+/// Errors: `ENOSYS`: always.
+/// ## `EVTCHNOP_EXPAND_ARRAY` `EvtchnExpandArray`
+/// There are no FIFO channels.
+///
+/// Errors: `ENOSYS`: always.
+/// ## `EVTCHNOP_SET_PRIORITY` `EvtchnSetPriority`
+/// There are no FIFO channels.
+///
+/// Errors: `ENOSYS`: always. `EFAULT`.
 ///
 /// # Errors
-/// `ENOSYS` for a command that does not exist, `EFAULT` for an argument that
-/// cannot be read or written, else as the operation's method says.
+/// - `ENOSYS`: an unknown operation, and FIFO channels.
+/// - `EFAULT`: the structure can't be read, or the answer not written; a new port is closed again then.
+/// - `EPERM`, `ESRCH`, `ENOENT`, `EEXIST`, `EINVAL`, `ENOSPC`: see the operations. The hypervisor's log has
+///   the reason, at the debug level.
+///
+/// # Left out
+/// - FIFO channels, and physical interrupts.
+///
+/// # Guards against
+/// - XSA-317, XSA-342: ports without a limit.
+/// - XSA-221: a port that is used without being checked.
+/// - XSA-340, XSA-344: half of a pair.
+/// - XSA-47, XSA-107, XSA-188, XSA-358, XSA-359: published before it is initialised, or the reverse.
+/// - XSA-419: a domain number that is used again inherits no port.
+/// - XSA-391: a storm of events costs one kick until it is seen.
+///
+/// # Source
+/// - Xen: `public/event_channel.h`
+/// - Here: `events/channels.rs`, `events/table.rs`, `events/interdomain.rs`, `events/error.rs`
 pub fn event_channel_op(
     caller: &Arc<EventChannels>,
     domains: &dyn EventDomains,

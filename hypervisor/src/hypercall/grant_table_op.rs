@@ -57,11 +57,92 @@ pub enum Progress {
     },
 }
 
-/// `HYPERVISOR_grant_table_op(cmd, arg, count)`.
+/// `HYPERVISOR_grant_table_op(cmd, arg, count)`: how a domain uses pages that another granted, and manages the
+/// table of its own grants. Version 1, 1 to `max_grant_frames` frames of 512 entries.
+///
+/// # Arguments
+/// - `cmd`: the operation.
+/// - `arg`: address of an array of its structures.
+/// - `count`: its length.
+///
+/// Each element gets a status (`GNTST_*`) of its own; the hypercall itself fails only for arguments that make
+/// no sense or can't be read or written.
+///
+/// # Operations
+/// ## `GNTTABOP_MAP_GRANT_REF` `GnttabMapGrantRef`
+/// Maps a granted page at an address or, with `GNTMAP_CONTAINS_PTE`, by an entry of an L1 table. Up to 2048
+/// pages are mapped at a time.
+///
+/// Status: `GNTST_BAD_DOMAIN`, `GNTST_BAD_GNTREF`, `GNTST_NO_SPACE`, `GNTST_BAD_PAGE`, `GNTST_GENERAL_ERROR`.
+/// ## `GNTTABOP_UNMAP_GRANT_REF` `GnttabUnmapGrantRef`
+/// Ends a mapping. The entry found there must be the very one.
+///
+/// Status: `GNTST_BAD_HANDLE`, `GNTST_GENERAL_ERROR`.
+/// ## `GNTTABOP_SETUP_TABLE` `GnttabSetupTable`
+/// Makes the own table that many frames large, and writes their numbers to the list. Takes one element.
+///
+/// Status: `GNTST_PERMISSION_DENIED`, `GNTST_BAD_DOMAIN`, `GNTST_GENERAL_ERROR`, `GNTST_BAD_VIRT_ADDR`.
+/// ## `GNTTABOP_TRANSFER` `GnttabTransfer`
+/// Frames stay with their domain: as Xen for a frame that it can't take away.
+///
+/// Status: `GNTST_GENERAL_ERROR`, `GNTST_BAD_PAGE`.
+/// ## `GNTTABOP_COPY` `GnttabCopy`
+/// Copies within and between domains, from or to a grant or an own frame, within one page.
+///
+/// Status: `GNTST_BAD_DOMAIN`, `GNTST_BAD_GNTREF`, `GNTST_PERMISSION_DENIED`, `GNTST_BAD_COPY_ARG`,
+/// `GNTST_BAD_PAGE`, `GNTST_GENERAL_ERROR`.
+/// ## `GNTTABOP_QUERY_SIZE` `GnttabQuerySize`
+/// The own table's size, and its limit. Takes one element.
+///
+/// Status: `GNTST_PERMISSION_DENIED`, `GNTST_BAD_DOMAIN`.
+/// ## `GNTTABOP_UNMAP_AND_REPLACE` `GnttabUnmapAndReplace`
+/// Ends a mapping and puts the page that is mapped at another address in its place. Mappings by address only.
+///
+/// Status: `GNTST_BAD_HANDLE`, `GNTST_GENERAL_ERROR`.
+/// ## `GNTTABOP_SET_VERSION` `GnttabSetVersion`
+/// Version 1 is done. `version` says 1 in any case.
+///
+/// Errors: `ENOSYS`: version 2. `EINVAL`: others.
+/// ## `GNTTABOP_GET_STATUS_FRAMES` `GnttabGetStatusFrames`
+/// Version 1 has none.
+///
+/// Status: `GNTST_PERMISSION_DENIED`, `GNTST_BAD_DOMAIN`, `GNTST_GENERAL_ERROR`.
+/// ## `GNTTABOP_GET_VERSION` `GnttabGetVersion`
+/// 1.
+///
+/// Errors: `EPERM`: another domain's. `ESRCH`: no such domain.
+/// ## `GNTTABOP_SWAP_GRANT_REF` `GnttabSwapGrantRef`
+/// Swaps two entries of the own table.
+///
+/// Status: `GNTST_BAD_GNTREF`, `GNTST_EAGAIN`: one is in use.
+/// ## `GNTTABOP_CACHE_FLUSH` `GnttabCacheFlush`
+/// Caches are coherent: cleaning them is done at once, dropping them is not possible.
+///
+/// Errors: `EINVAL`: not within one page, an unknown `op`, or a frame that is not the domain's. `EOPNOTSUPP`: to
+/// drop without cleaning.
 ///
 /// # Errors
-/// `ENOSYS` for an operation that does not exist, `EFAULT` for an array that
-/// cannot be read or written, `EINVAL` for a count that makes no sense.
+/// - `ENOSYS`: an unknown operation, and what is left out.
+/// - `EINVAL`: a negative count, more than one element where one is taken; or see the operations.
+/// - `EFAULT`: the array can't be read or written. Elements before are done.
+/// - `EPERM`, `ESRCH`, `EOPNOTSUPP`: see the operations. The hypervisor's log has the reason of a refusal, at
+///   the debug level.
+///
+/// # Left out
+/// - Version 2, with it transitive grants and parts of pages; transfers; `GNTTABOP_dump_table`.
+/// - The console's and xenstore's reserved entries are empty: Dom0 maps those rings by frame number.
+///
+/// # Guards against
+/// - XSA-295: an entry that changes without end; it is read as one word and tried five times.
+/// - XSA-226, XSA-230: another frame or user than that of the first use.
+/// - XSA-218, XSA-224: a use that gives back what it did not take.
+/// - XSA-227, XSA-234: an entry that is misaligned, not in an L1 table, or not the very one at the end.
+/// - XSA-26, XSA-134, XSA-255, XSA-384: operations before the table is there, and switches of its version.
+///
+/// # Source
+/// - Xen: `public/grant_table.h`
+/// - Here: `grants/error.rs`, `grants/maptrack.rs`, `grants/copy.rs`, `hypercall/grant_target.rs`
+/// - Book: [grants](../grants.md)
 pub fn grant_table_op(
     caller: &GrantCaller<'_>,
     cmd: u32,

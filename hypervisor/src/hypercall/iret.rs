@@ -11,15 +11,32 @@ use guest_abi::{
     arch_x86_64::{FLAT_RING3_CS32, FLAT_USER_CS, IretContext, VGCF_IN_SYSCALL},
 };
 
-/// `HYPERVISOR_iret()`: goes on where the frame at `rsp` says, in user mode if
-/// its code selector has RPL 3. IF in the frame unmasks events.
+/// `HYPERVISOR_iret()`: goes on where the frame on the stack says: the only way out of a handler, and into
+/// user mode.
 ///
-/// Flags, selectors and `rip` are the guest's word: the engine loads only
-/// flags that ring 3 may have, and a `rip` that is not canonical becomes a
-/// fault of the guest's.
+/// # Arguments
+/// - `rsp`: the address of an `IretContext`. There are no arguments in other registers.
 ///
-/// A frame that can't be read, or a return to user mode without a user root,
-/// crashes the domain, as on Xen.
+/// User mode if the RPL of `cs` is 3, else kernel mode. IF in the frame unmasks events. With
+/// `VGCF_IN_SYSCALL`, `rcx` and `r11` are those that `sysret` would leave. In user mode `cs` is looked up
+/// in the guest's descriptor tables: a segment without the L bit runs 32-bit code, one that is no code
+/// segment of ring 3 enters the failsafe handler.
+///
+/// # Errors
+/// - None: nothing comes back. A frame that can't be read, or user mode without a user root, crashes the
+///   domain, as on Xen; the cause is in `xm dmesg`.
+///
+/// # Left out
+/// - Data segment selectors are not loaded; a code segment with a base is refused.
+///
+/// # Guards against
+/// - XSA-7, XSA-44: a return to an address that is not canonical becomes a fault of the guest's.
+/// - Flags: only those that ring 3 may have are loaded.
+/// - XSA-213: not inside a `multicall`.
+///
+/// # Source
+/// - Xen: `public/arch-x86/xen-x86_64.h`
+/// - Here: `vcpu/bounce.rs`, `paging/descriptor.rs`
 pub(super) fn iret(vcpu: &mut Vcpu) -> Outcome {
     let rsp = vcpu.state.context.gpr[reg::RSP];
     let Ok(frame) = vcpu.access_kernel().read_obj::<IretContext>(GuestVirt(rsp)) else {

@@ -14,14 +14,82 @@ use guest_abi::{
 use std::sync::atomic::Ordering;
 use zerocopy::FromZeros;
 
-/// `HYPERVISOR_memory_op(cmd, arg)`.
+/// `HYPERVISOR_memory_op(cmd, arg)`: a domain's memory: how much, which frames, where.
 ///
-/// The operations on reservations give the number of extents done, which is
-/// less than asked for when one was refused.
+/// # Arguments
+/// - `cmd`: the operation in the low six bits; above them the extent to go on with, which is the
+///   hypervisor's own: a guest leaves it 0.
+/// - `arg`: address of the operation's structure.
+///
+/// # Operations
+/// ## `XENMEM_INCREASE_RESERVATION` `MemoryReservation`
+/// Adds extents of `1 << extent_order` frames, and writes the first frame of each to the list if there is
+/// one. Gives the number done, which is less than asked for when one was refused: at `maxmem`, for an order
+/// above 9, or where no frames in a row are left.
+///
+/// Errors: `EPERM`: another domain. `EINVAL`: more than 2^32 extents, or a start past their end.
+/// ## `XENMEM_DECREASE_RESERVATION` `MemoryReservation`
+/// Gives single frames back, named by the list. A frame that is mapped, pinned or granted is freed when
+/// its last use ends. Gives the number done.
+///
+/// Errors: as `XENMEM_INCREASE_RESERVATION`.
+/// ## `XENMEM_MAXIMUM_RAM_PAGE`
+/// The highest frame number that the domain may have. No argument.
+///
+/// Errors: none.
+/// ## `XENMEM_CURRENT_RESERVATION` `MemoryDomain`
+/// The number of frames that the domain has.
+///
+/// Errors: `EPERM`: another domain.
+/// ## `XENMEM_MAXIMUM_RESERVATION` `MemoryDomain`
+/// The number of frames that it may have.
+///
+/// Errors: `EPERM`: another domain.
+/// ## `XENMEM_POPULATE_PHYSMAP` `MemoryReservation`
+/// As `XENMEM_INCREASE_RESERVATION`; the list holds the PFNs at which the extents shall appear, gets their
+/// frames, and the machine-to-phys entries are set.
+///
+/// Errors: as `XENMEM_INCREASE_RESERVATION`.
+/// ## `XENMEM_MEMORY_MAP` `MemoryMap`
+/// The memory map: one RAM region (`E820Entry`), from 0 to all that the domain may ever have.
+///
+/// Errors: `EINVAL`: room for no entry.
+/// ## `XENMEM_EXCHANGE` `MemoryExchange`
+/// Trades frames that nobody uses for others: how stock kernels get a contiguous buffer. One side consists
+/// of single frames. `nr_exchanged` counts the input extents that were traded, also when it fails, and an
+/// exchange goes on from there.
+///
+/// Errors: `EINVAL`: sides that don't match, or a frame that is in use or not the domain's. `ENOMEM`: no
+/// frames in a row are left. `EPERM`: another domain.
+/// ## `XENMEM_MACHPHYS_MAPPING` `MachphysMapping`
+/// Where the machine-to-phys table is mapped for the guest, and its highest frame.
+///
+/// Errors: none.
 ///
 /// # Errors
-/// `EINVAL`, `EPERM` for another domain, `EFAULT`, `ENOMEM`; `ENOSYS` for what
-/// 64-bit PV guests don't have and for what is left out.
+/// - `ENOSYS`: what 64-bit PV guests don't have, and what is left out.
+/// - `EFAULT`: a structure can't be read, or an answer not written. An element of a reservation's list
+///   that can't be read ends it, and the number done is the result.
+/// - `EINVAL`, `EPERM`, `ENOMEM`: see the operations.
+///
+/// # Left out
+/// - `mem_flags`: address bits and NUMA nodes mean nothing in a machine address space of one's own.
+/// - `machphys_mfn_list`, the physmap operations of translated guests, populate on demand, sharing, paging:
+///   `ENOSYS`.
+/// - An exchange with extents of several frames on both sides.
+///
+/// # Guards against
+/// - XSA-31, XSA-158, XSA-159: an order without a limit; work on a dying domain.
+/// - XSA-29, XSA-212: an element of an array outside of the guest's addresses.
+/// - XSA-214, XSA-287: an exchange of a frame that is in use.
+/// - XSA-252: a frame that is given back while it is a page table.
+/// - Old data of another domain: a frame that is given back and taken again holds zeros, or the same
+///   domain's own.
+/// - XSA-109: operations on another domain.
+///
+/// # Source
+/// - Xen: `public/memory.h`
+/// - Here: `paging/reserve.rs`, `memory.rs`, `paging/refusal.rs`
 pub(super) fn memory_op(vcpu: &mut Vcpu, cmd: u64, arg: GuestVirt) -> Outcome {
     let start = cmd >> MEMOP_EXTENT_SHIFT;
     match low32(cmd & MEMOP_CMD_MASK) {

@@ -16,15 +16,56 @@ use guest_abi::{
 /// Set in the count of a batch that was interrupted.
 const PREEMPTED: u32 = 1 << 31;
 
-/// `HYPERVISOR_mmu_update(requests, count, done, foreign)`: a batch of
-/// page-table writes or machine-to-phys entries. `done`, if given, gets the
-/// number carried out. The batch ends at the first one that is refused.
+/// `HYPERVISOR_mmu_update(requests, count, done, foreign)`: a batch of writes to page tables and to
+/// the machine-to-phys table.
+///
+/// # Arguments
+/// - `requests`: address of an array of `MmuUpdate`. The low two bits of `ptr` are the operation.
+/// - `count`: its length.
+/// - `done`: address of a `u32` that gets the number carried out; may be null.
+/// - `foreign`: whose frames; the high half is 0 or the tables' owner plus one. Own domain only.
+///
+/// The batch ends at the first request that is refused; those before it stay carried out. A table of
+/// any level may be named, or a page that the guest may write anyway.
+///
+/// # Operations
+/// ## `MMU_NORMAL_PT_UPDATE`
+/// The page-table entry at the machine address `ptr` becomes `val`.
+///
+/// Errors: `EINVAL`: the address is not aligned, not the domain's, in a slot of the hypervisor's or in a
+/// descriptor table; `val` has a bit that no entry may have; its frame can't be a table of the level below.
+/// `EBUSY`: an L1 entry would map a page table writable, or a frame that is free or the hypervisor's.
+/// `EPERM`: an L1 entry would map what is no memory.
+/// ## `MMU_MACHPHYS_UPDATE`
+/// The machine-to-phys entry of the frame at `ptr` becomes `val`.
+///
+/// Errors: `EINVAL`: the frame is not the domain's.
+/// ## `MMU_PT_UPDATE_PRESERVE_AD`
+/// As `MMU_NORMAL_PT_UPDATE`, but the accessed and dirty bits that the entry has are kept.
+///
+/// Errors: those of `MMU_NORMAL_PT_UPDATE`.
 ///
 /// # Errors
-/// That of the refused request (see [`Paging::mmu_update`]); `EPERM` for
-/// another domain's tables; `EFAULT`; `ENOSYS` for an unknown kind.
+/// - `EPERM`: another domain's tables or frames.
+/// - `ENOSYS`: operation 3.
+/// - `EFAULT`: a request can't be read, or `done` not written.
+/// - `EBUSY`, `EINVAL`: see the operations.
 ///
-/// [`Paging::mmu_update`]: crate::paging::Paging::mmu_update
+/// # Left out
+/// - `MMU_PT_UPDATE_NO_TRANSLATE` (operation 3), which is for owners that are not PV.
+/// - Frames of other domains: the control domain is no guest here.
+///
+/// # Guards against
+/// - XSA-148, XSA-182, XSA-185: a page table that its guest can write.
+/// - XSA-299, XSA-309, XSA-310: counts lost on the way out of a refusal.
+/// - XSA-401: a type change without a flush before the content is looked at.
+/// - XSA-402: caching attributes.
+/// - XSA-45, XSA-58: a batch gives way to other work every 64 requests.
+///
+/// # Source
+/// - Xen: `public/xen.h`
+/// - Here: `paging/update.rs`, `paging/refusal.rs`
+/// - Book: [direct paging](../direct-paging.md)
 pub(super) fn mmu_update(
     vcpu: &mut Vcpu,
     requests: GuestVirt,
@@ -97,12 +138,30 @@ fn one(vcpu: &Vcpu, requests: GuestVirt, index: u32) -> Result<(), Errno> {
     }
 }
 
-/// `HYPERVISOR_update_va_mapping(va, entry, flags)`: changes the entry that
-/// maps `va`, then flushes as `flags` (`UVMF_*`) says.
+/// `HYPERVISOR_update_va_mapping(va, entry, flags)`: changes the L1 entry that maps an address under the
+/// root in use, then flushes.
+///
+/// # Arguments
+/// - `va`: the address.
+/// - `entry`: the new value of the entry.
+/// - `flags`: what to flush, in the low two bits (`UVMF_NONE`, `UVMF_TLB_FLUSH`, `UVMF_INVLPG`); where, in
+///   the others: `UVMF_LOCAL`, `UVMF_ALL`, or the address of a bitmap of vCPUs.
 ///
 /// # Errors
-/// See [`Paging::update_va_mapping`](crate::paging::Paging::update_va_mapping);
-/// `EINVAL` for an unknown flush.
+/// - `EINVAL`: no L1 table maps `va`; a bad entry, as in `mmu_update`; flush type 3 (the entry has been
+///   changed by then).
+/// - `EBUSY`, `EPERM`: as in `mmu_update`.
+///
+/// # Left out
+/// - A flush of one page flushes all, and a bitmap is taken as all vCPUs: more than asked for is always right.
+///
+/// # Guards against
+/// - What `mmu_update` guards against: it is the same path.
+///
+/// # Source
+/// - Xen: `public/xen.h`
+/// - Here: `paging/update.rs`, `paging/refusal.rs`
+/// - Book: [direct paging](../direct-paging.md)
 pub(super) fn update_va_mapping(vcpu: &mut Vcpu, va: GuestVirt, entry: u64, flags: u64) -> Outcome {
     let root = vcpu.state.root();
     vcpu.update(|mm, tables| mm.update_va_mapping(tables, root, va, Pte(entry)))?;
@@ -120,12 +179,26 @@ pub(super) fn update_va_mapping(vcpu: &mut Vcpu, va: GuestVirt, entry: u64, flag
     OK
 }
 
-/// `HYPERVISOR_update_va_mapping_otherdomain`: for the caller's own domain as
-/// `update_va_mapping`; a driver domain's use of it, mapping foreign frames,
-/// is the control domain's.
+/// `HYPERVISOR_update_va_mapping_otherdomain(va, entry, flags, domid)`: as `update_va_mapping`, and names
+/// the owner of the frame in the entry.
+///
+/// # Arguments
+/// - `va`, `entry`, `flags`: as in `update_va_mapping`.
+/// - `domid`: whose frame: `DOMID_SELF` or the caller's own number.
 ///
 /// # Errors
-/// `EPERM` for another domain.
+/// - `EPERM`: another domain; or as in `mmu_update`.
+/// - `EINVAL`, `EBUSY`: as in `update_va_mapping`.
+///
+/// # Left out
+/// - Foreign frames: they are the control domain's to map, and that is no guest here.
+///
+/// # Guards against
+/// - A frame of another domain in a guest's page tables.
+///
+/// # Source
+/// - Xen: `public/xen.h`
+/// - Here: `paging/update.rs`, `paging/refusal.rs`
 pub(super) fn update_va_mapping_otherdomain(
     vcpu: &mut Vcpu,
     va: GuestVirt,

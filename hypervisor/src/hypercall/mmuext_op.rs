@@ -8,13 +8,120 @@ use guest_abi::{
     xen::*,
 };
 
-/// `HYPERVISOR_mmuext_op(operations, count, done, foreign)`: pins, roots,
-/// flushes, descriptor tables, and copying of frames that the guest may not
-/// write itself. The batch ends at the first one that is refused.
+/// `HYPERVISOR_mmuext_op(operations, count, done, foreign)`: pins, roots, flushes, the LDT, and copying of
+/// frames.
+///
+/// # Arguments
+/// - `operations`: address of an array of `MmuextOp`.
+/// - `count`: its length.
+/// - `done`: address of a `u32` that gets the number carried out; may be null.
+/// - `foreign`: whose frames. Own domain only.
+///
+/// The batch ends at the first operation that is refused.
+///
+/// # Operations
+/// ## `MMUEXT_PIN_L1_TABLE`
+/// Validates the frame `arg1` as an L1 table, and keeps it validated until it is unpinned.
+///
+/// Errors: `EINVAL`: the frame is not the domain's, in use as something else, pinned, or holds an entry that
+/// an L1 table may not have. `EBUSY`: an entry maps a page table writable. `EPERM`: one maps no memory.
+/// ## `MMUEXT_PIN_L2_TABLE`
+/// The same for an L2 table, and the tables below it.
+///
+/// Errors: as `MMUEXT_PIN_L1_TABLE`.
+/// ## `MMUEXT_PIN_L3_TABLE`
+/// The same for an L3 table.
+///
+/// Errors: as `MMUEXT_PIN_L1_TABLE`.
+/// ## `MMUEXT_PIN_L4_TABLE`
+/// The same for an L4 table: the hypervisor's slots are filled in.
+///
+/// Errors: as `MMUEXT_PIN_L1_TABLE`.
+/// ## `MMUEXT_UNPIN_TABLE`
+/// Ends the pin of `arg1`. Types that nobody else uses are dropped, down to the leaves.
+///
+/// Errors: `EINVAL`: it is not pinned.
+/// ## `MMUEXT_NEW_BASEPTR`
+/// `arg1` is the kernel's root. The old one is released.
+///
+/// Errors: as `MMUEXT_PIN_L4_TABLE`.
+/// ## `MMUEXT_TLB_FLUSH_LOCAL`
+/// Drops all translations of this vCPU.
+///
+/// Errors: none.
+/// ## `MMUEXT_INVLPG_LOCAL`
+/// Drops that of one address; all are dropped.
+///
+/// Errors: none.
+/// ## `MMUEXT_TLB_FLUSH_MULTI`
+/// Drops those of the vCPUs in a bitmap; all are taken.
+///
+/// Errors: none.
+/// ## `MMUEXT_INVLPG_MULTI`
+/// Drops one address' of the vCPUs in a bitmap; all are taken.
+///
+/// Errors: none.
+/// ## `MMUEXT_TLB_FLUSH_ALL`
+/// Drops all translations of all vCPUs.
+///
+/// Errors: none.
+/// ## `MMUEXT_INVLPG_ALL`
+/// Drops one address' of all vCPUs; all are dropped.
+///
+/// Errors: none.
+/// ## `MMUEXT_FLUSH_CACHE`
+/// For domains with hardware only.
+///
+/// Errors: `EACCES`: always.
+/// ## `MMUEXT_SET_LDT`
+/// The LDT is `arg2` entries at the address `arg1`. Its pages are checked when they are first used.
+///
+/// Errors: `EINVAL`: not page-aligned, not the guest's, or more than 8192 entries.
+/// ## `MMUEXT_NEW_USER_BASEPTR`
+/// `arg1` is the root of user mode; 0 is none.
+///
+/// Errors: as `MMUEXT_PIN_L4_TABLE`.
+/// ## `MMUEXT_CLEAR_PAGE`
+/// Fills the frame `arg1` with zeros. It must be data.
+///
+/// Errors: `EINVAL`: it is not the domain's, or a table.
+/// ## `MMUEXT_COPY_PAGE`
+/// Copies the frame `arg2` to the frame `arg1`, which must be data.
+///
+/// Errors: `EINVAL`: one of them is not the domain's, or `arg1` is a table.
+/// ## `MMUEXT_FLUSH_CACHE_GLOBAL`
+/// For domains with hardware only.
+///
+/// Errors: `EACCES`: always.
+/// ## `MMUEXT_MARK_SUPER`
+/// No longer in Xen.
+///
+/// Errors: `EOPNOTSUPP`: always.
+/// ## `MMUEXT_UNMARK_SUPER`
+/// No longer in Xen.
+///
+/// Errors: `EOPNOTSUPP`: always.
 ///
 /// # Errors
-/// That of the refused operation; `EPERM` for another domain; `EFAULT`;
-/// `ENOSYS` for an unknown one.
+/// - `EPERM`: another domain.
+/// - `ENOSYS`: an unknown operation.
+/// - `EFAULT`: an operation can't be read, or `done` not written.
+/// - `EINVAL`, `EBUSY`, `EACCES`, `EOPNOTSUPP`: see the operations.
+///
+/// # Left out
+/// - Flushes of single pages and single vCPUs: more is flushed, which is always right.
+/// - Pinning for another domain.
+///
+/// # Guards against
+/// - XSA-264: validation without a bound; it is cut between tables.
+/// - XSA-240: recursion without a bound.
+/// - XSA-185, XSA-286: tables that refer to their own level.
+/// - XSA-45, XSA-58: a batch gives way to other work between its operations.
+///
+/// # Source
+/// - Xen: `public/xen.h`
+/// - Here: `paging/mmuext.rs`, `paging/validate.rs`, `paging/refusal.rs`
+/// - Book: [direct paging](../direct-paging.md)
 pub(super) fn mmuext_op(
     vcpu: &mut Vcpu,
     operations: GuestVirt,

@@ -8,14 +8,29 @@ use guest_abi::{
     xen::{HYPERVISOR_IRET, HYPERVISOR_MULTICALL, MulticallEntry},
 };
 
-/// `HYPERVISOR_multicall(calls, count)`: hypercalls in a batch; each entry gets
-/// its result. The batch goes on after one that fails.
+/// `HYPERVISOR_multicall(calls, count)`: hypercalls in a batch.
 ///
-/// A nested multicall is refused with `EINVAL`, and `iret`, which would change
-/// the mode under the batch (XSA-213), with `ENOSYS`.
+/// # Arguments
+/// - `calls`: address of an array of `MulticallEntry`; each gets its result.
+/// - `count`: its length.
+///
+/// The batch goes on after an element that fails. If one makes the vCPU sleep, the rest runs after the
+/// sleep. An element that is a `multicall` gets `EINVAL`, and `iret` gets `ENOSYS`.
 ///
 /// # Errors
-/// `EFAULT` if an entry can't be read or written.
+/// - `EINVAL`: a `multicall` inside a `multicall`.
+/// - `ENOSYS`: the result of an `iret` in a batch.
+/// - `EFAULT`: an entry can't be read or its result not written. Those before it are done.
+///
+/// # Left out
+/// - Nothing.
+///
+/// # Guards against
+/// - XSA-213: an `iret` that changes the mode under the batch.
+/// - XSA-45, XSA-58: a batch gives way to other work between its elements.
+///
+/// # Source
+/// - Xen: `public/xen.h`
 pub(super) fn multicall(vcpu: &mut Vcpu, calls: GuestVirt, count: u32) -> Outcome {
     if vcpu.in_multicall {
         return Err(Errno::EINVAL);

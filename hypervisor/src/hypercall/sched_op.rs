@@ -14,12 +14,52 @@ use guest_abi::{
 /// Ports that one poll may name.
 const MAX_PORTS: u32 = 128;
 
-/// `HYPERVISOR_sched_op(cmd, arg)`.
+/// `HYPERVISOR_sched_op(cmd, arg)`: how a vCPU gives up its CPU, and a domain its life.
+///
+/// # Arguments
+/// - `cmd`: the operation.
+/// - `arg`: address of its structure.
+///
+/// # Operations
+/// ## `SCHEDOP_YIELD`
+/// Lets another thread of the host run. No argument.
+///
+/// Errors: none.
+/// ## `SCHEDOP_BLOCK`
+/// Unmasks events, and sleeps unless one can be delivered: in one step, so that no wake-up is lost. No
+/// argument.
+///
+/// Errors: none.
+/// ## `SCHEDOP_SHUTDOWN` `SchedShutdown`
+/// Stops all vCPUs with this reason (`SHUTDOWN_*`) and tells Dom0. The first reason stands.
+///
+/// Errors: `EFAULT`.
+/// ## `SCHEDOP_POLL` `SchedPoll`
+/// Sleeps until one of the ports is pending or the time comes. Masks don't matter.
+///
+/// Errors: `EINVAL`: more than 128 ports, or a port that the domain does not have. `EFAULT`.
+/// ## `SCHEDOP_REMOTE_SHUTDOWN` `SchedRemoteShutdown`
+/// The control domain's.
+///
+/// Errors: `EPERM`: always.
+/// ## `SCHEDOP_SHUTDOWN_CODE` `SchedShutdown`
+/// Notes the reason of the shutdown that is to come.
+///
+/// Errors: `EFAULT`.
 ///
 /// # Errors
-/// `EINVAL` for bad arguments; `EPERM` for another domain's shutdown;
-/// `EFAULT`; `ENOSYS` for an unknown command and the watchdog, which is left
-/// out.
+/// - `ENOSYS`: an unknown operation, and what is left out.
+/// - `EINVAL`, `EPERM`, `EFAULT`: see the operations.
+///
+/// # Left out
+/// - `SCHEDOP_watchdog`, `SCHEDOP_pin_override`.
+///
+/// # Guards against
+/// - XSA-221: a port that is polled without being checked.
+///
+/// # Source
+/// - Xen: `public/sched.h`
+/// - Here: `vcpu/mod.rs`, `events/poll.rs`, `events/error.rs`
 pub(super) fn sched_op(vcpu: &mut Vcpu, cmd: u32, arg: GuestVirt) -> Outcome {
     match cmd {
         SCHEDOP_YIELD => {
@@ -65,8 +105,24 @@ fn poll(vcpu: &mut Vcpu, arg: GuestVirt) -> Outcome {
     vcpu.poll(&ports, deadline).map(Done::from)
 }
 
-/// `HYPERVISOR_set_timer_op(timeout)`: `VIRQ_TIMER` at this system time; 0
-/// stops the timer.
+/// `HYPERVISOR_set_timer_op(timeout)`: `VIRQ_TIMER` for this vCPU at a system time.
+///
+/// # Arguments
+/// - `timeout`: nanoseconds of system time; 0 stops the timer. A time that is past fires at once, one that
+///   makes no sense (negative, or too far ahead) after 100 ms.
+///
+/// # Errors
+/// - None.
+///
+/// # Left out
+/// - Nothing.
+///
+/// # Guards against
+/// - Nothing: one timer a vCPU, whatever is asked for.
+///
+/// # Source
+/// - Xen: `public/xen.h`
+/// - Here: `time/timers.rs`
 pub(super) fn set_timer_op(vcpu: &mut Vcpu, timeout: u64) -> Outcome {
     vcpu.set_timer(&vcpu.shared, |timers, now| {
         timers.set_timer_op(timeout, now)

@@ -14,12 +14,86 @@ use guest_abi::{
 use std::sync::Arc;
 use zerocopy::{FromZeros, IntoBytes};
 
-/// `HYPERVISOR_vcpu_op(cmd, vcpu, arg)`.
+/// `HYPERVISOR_vcpu_op(cmd, vcpu, arg)`: operations on one vCPU of the domain.
+///
+/// # Arguments
+/// - `cmd`: the operation.
+/// - `vcpu`: the vCPU's number.
+/// - `arg`: address of the operation's structure.
+///
+/// # Operations
+/// ## `VCPUOP_INITIALISE` `VcpuGuestContext`
+/// The first state of a vCPU that never had one. Roots, GDT and LDT are taken as by their own hypercalls.
+/// After an error nothing is kept.
+///
+/// Errors: `EEXIST`: it has one. `EINVAL`: a root or table that can't be one, an entry point that is not
+/// canonical, too large a GDT. `ENOMEM`: the host refuses a thread. `EFAULT`.
+/// ## `VCPUOP_UP`
+/// Sets an initialised vCPU going.
+///
+/// Errors: `EINVAL`: it has no state.
+/// ## `VCPUOP_DOWN`
+/// Takes it down; its state is kept.
+///
+/// Errors: none.
+/// ## `VCPUOP_IS_UP`
+/// 1 if it is up, else 0.
+///
+/// Errors: none.
+/// ## `VCPUOP_GET_RUNSTATE_INFO` `VcpuRunstateInfo`
+/// Copies out where its time went.
+///
+/// Errors: `EFAULT`.
+/// ## `VCPUOP_REGISTER_RUNSTATE_MEMORY_AREA` `VcpuRegisterMemoryArea`
+/// The address of a `VcpuRunstateInfo` that is written at each change of state; 0 ends it.
+///
+/// Errors: `EFAULT`: an address that can't be the guest's.
+/// ## `VCPUOP_SET_PERIODIC_TIMER` `VcpuSetPeriodicTimer`
+/// `VIRQ_TIMER` every so often, of any vCPU. It does not wake one that sleeps.
+///
+/// Errors: `EINVAL`: below 1 ms, or above 2^62 ns. `EFAULT`.
+/// ## `VCPUOP_STOP_PERIODIC_TIMER`
+/// Stops it.
+///
+/// Errors: none.
+/// ## `VCPUOP_SET_SINGLESHOT_TIMER` `VcpuSetSingleshotTimer`
+/// `VIRQ_TIMER` at a system time, of the own vCPU.
+///
+/// Errors: `EINVAL`: another vCPU. `ETIME`: a past time, with `VCPU_SSHOTTMR_FUTURE`. `EFAULT`.
+/// ## `VCPUOP_STOP_SINGLESHOT_TIMER`
+/// Stops it.
+///
+/// Errors: `EINVAL`: another vCPU.
+/// ## `VCPUOP_REGISTER_VCPU_INFO` `VcpuRegisterVcpuInfo`
+/// Moves the vCPU's `VcpuInfo` to a frame of the guest's, once. The frame stays writable for good.
+///
+/// Errors: `EINVAL`: it was moved before; it does not lie within the frame; the frame is not the domain's
+/// or is in use as a table.
+/// ## `VCPUOP_SEND_NMI`
+/// Left out.
+///
+/// Errors: `EOPNOTSUPP`: always.
+/// ## `VCPUOP_REGISTER_VCPU_TIME_MEMORY_AREA` `VcpuRegisterMemoryArea`
+/// The address of a second `VcpuTimeInfo`, for user mode to read.
+///
+/// Errors: `EFAULT`: an address that can't be the guest's.
 ///
 /// # Errors
-/// `ENOENT` for a vCPU that does not exist; `EINVAL` for another vCPU's single-shot
-/// timer; `ETIME` for a timer in the past; `EFAULT`; `ENOSYS` for an
-/// unknown command, `EOPNOTSUPP` for NMIs.
+/// - `ENOENT`: there is no such vCPU.
+/// - `ENOSYS`: an unknown operation.
+/// - `EFAULT`: the structure can't be read or written.
+/// - `EINVAL`, `EEXIST`, `ENOMEM`, `ETIME`, `EOPNOTSUPP`: see the operations.
+///
+/// # Left out
+/// - `VCPUOP_get_physid`; NMIs.
+///
+/// # Guards against
+/// - Areas that move or are written after their frame was given away: the frame is held (XSA-47's class).
+/// - An entry point or base that is not canonical.
+///
+/// # Source
+/// - Xen: `public/vcpu.h`
+/// - Here: `hypercall/context.rs`, `vcpu/clock.rs`, `time/timers.rs`, `time/runstate.rs`, `events/error.rs`
 pub(super) fn vcpu_op(vcpu: &mut Vcpu, cmd: u32, id: u32, arg: GuestVirt) -> Outcome {
     let index = usize::try_from(id).map_err(|_| Errno::ENOENT)?;
     let target = Arc::clone(vcpu.domain.vcpus.get(index).ok_or(Errno::ENOENT)?);

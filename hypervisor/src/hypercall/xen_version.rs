@@ -18,12 +18,73 @@ const FEATURES: u32 = 1 << XENFEAT_PAE_PGDIR_ABOVE_4GB
     | 1 << XENFEAT_HIGHMEM_ASSIST
     | 1 << XENFEAT_GNTTAB_MAP_AVAIL_BITS;
 
-/// `HYPERVISOR_xen_version(cmd, arg)`. Command 0 is also how Linux asks for
-/// its pending events: they are delivered on the way back.
+/// `HYPERVISOR_xen_version(cmd, arg)`: who the hypervisor is. Operation 0 is also how Linux has its pending
+/// events delivered: that happens on the way back from any hypercall.
+///
+/// # Arguments
+/// - `cmd`: the operation.
+/// - `arg`: address of the answer.
+///
+/// # Operations
+/// ## `XENVER_VERSION`
+/// 4.17, as `major << 16 | minor`. No argument.
+///
+/// Errors: none.
+/// ## `XENVER_EXTRAVERSION`
+/// `.0-domus-` and the version of Domus.
+///
+/// Errors: `EFAULT`.
+/// ## `XENVER_COMPILE_INFO` `CompileInfo`
+/// `rustc`, `domus`.
+///
+/// Errors: `EFAULT`.
+/// ## `XENVER_CAPABILITIES`
+/// `xen-3.0-x86_64 `: 64-bit PV guests.
+///
+/// Errors: `EFAULT`.
+/// ## `XENVER_CHANGESET`
+/// Names Domus.
+///
+/// Errors: `EFAULT`.
+/// ## `XENVER_PLATFORM_PARAMETERS` `PlatformParameters`
+/// Where the hypervisor's part of an address space begins: 0xffff800000000000.
+///
+/// Errors: `EFAULT`.
+/// ## `XENVER_GET_FEATURES` `FeatureInfo`
+/// `pae_pgdir_above_4gb`, `mmu_pt_update_preserve_ad`, `highmem_assist`, `gnttab_map_avail_bits`; further
+/// words are 0.
+///
+/// Errors: `EFAULT`.
+/// ## `XENVER_PAGESIZE`
+/// 4096. No argument.
+///
+/// Errors: none.
+/// ## `XENVER_GUEST_HANDLE`
+/// The domain's UUID, 16 bytes.
+///
+/// Errors: `EFAULT`.
+/// ## `XENVER_COMMANDLINE`
+/// Not shown to ordinary domains.
+///
+/// Errors: `EPERM`: always.
+/// ## `XENVER_BUILD_ID`
+/// There is none.
+///
+/// Errors: `ENODATA`: always.
 ///
 /// # Errors
-/// `EFAULT`; `ENODATA` for the build id; `EPERM` for the command line, which
-/// Xen does not show to ordinary domains; `ENOSYS` for an unknown command.
+/// - `ENOSYS`: an unknown operation.
+/// - `EFAULT`, `EPERM`, `ENODATA`: see the operations.
+///
+/// # Left out
+/// - The command line, and a build id.
+///
+/// # Guards against
+/// - Leaks of what was on the stack: a field is zeroed before its text is written.
+///
+/// # Source
+/// - Xen: `public/version.h`, `public/features.h`
+/// - Here: `version.rs`
 pub(super) fn xen_version(vcpu: &Vcpu, cmd: u32, arg: GuestVirt) -> Outcome {
     match cmd {
         XENVER_VERSION => {
