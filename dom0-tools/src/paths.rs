@@ -19,6 +19,14 @@ pub fn log_dir() -> PathBuf {
         .unwrap_or_else(|| "/var/log/domus".into())
 }
 
+/// What is kept to be quicker the next time, and may be removed at any time.
+#[must_use]
+pub fn cache_dir() -> PathBuf {
+    env_path("DOMUS_CACHE_DIR")
+        .or_else(|| env_path("DOMUS_RUN_DIR").map(|dir| dir.join("cache")))
+        .unwrap_or_else(|| "/var/cache/domus".into())
+}
+
 /// The hypervisor's socket.
 #[must_use]
 pub fn privcmd_socket() -> PathBuf {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use dom0_tools::builder::{
-    BuildError, BuildSpec, DomainControl, DomainMemory, KernelImage, Ramdisk, build,
+    BuildError, BuildSpec, DomainControl, DomainMemory, KernelImage, Ramdisk, Reading, build,
     memory::MemoryError,
 };
 use domus_privcmd::client::ClientError;
@@ -180,7 +180,7 @@ fn kernel(notes: &[(u32, Vec<u8>)]) -> KernelImage {
     }
     file.extend(note_bytes);
     file.extend([0x90; 0x1000]);
-    KernelImage::from_bytes(Path::new("kernel"), &file, &mut |_| {}).unwrap()
+    KernelImage::from_bytes(Path::new("kernel"), &file, &mut Reading::default()).unwrap()
 }
 
 fn linux_notes() -> Vec<(u32, Vec<u8>)> {

@@ -16,6 +16,7 @@ use super::{
     decompress::{Compression, DecompressError},
     elf::{ElfError, ElfKernel, Segment},
     kallsyms,
+    kept::{KeptKernels, Key},
     notes::{NotesError, XenNotes},
     placement::{Placement, PlacementError},
     symbols::SymbolTable,
@@ -126,7 +127,7 @@ impl fmt::Display for Format {
     }
 }
 
-/// What [`KernelImage::open_with`] is doing.
+/// What reading an image is at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
     /// Reading a file of so many bytes.
@@ -135,6 +136,15 @@ pub enum Progress {
     Decompressing(Compression, usize),
     /// Looking at an ELF file of so many bytes.
     Parsing(u64),
+}
+
+/// How to read an image.
+#[derive(Default)]
+pub struct Reading<'a> {
+    /// Is told what takes time.
+    pub progress: Option<&'a mut dyn FnMut(Progress)>,
+    /// Where unpacked kernels are kept.
+    pub kept: Option<&'a KeptKernels>,
 }
 
 /// A PV kernel, ready to be put into a domain.
@@ -157,21 +167,21 @@ impl KernelImage {
     /// Anything that would keep the kernel from being started; see
     /// [`KernelFault`].
     pub fn open(path: &Path) -> Result<Self, KernelError> {
-        Self::open_with(path, &mut |_| {})
+        Self::open_with(path, &mut Reading::default())
     }
 
-    /// [`open`](Self::open), telling `progress` what takes time.
+    /// [`open`](Self::open), with company.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_with(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Self, KernelError> {
-        Self::read(path, progress).map_err(|fault| KernelError {
+    pub fn open_with(path: &Path, reading: &mut Reading<'_>) -> Result<Self, KernelError> {
+        Self::read(path, reading).map_err(|fault| KernelError {
             path: path.to_owned(),
             fault,
         })
     }
 
-    fn read(path: &Path, progress: &mut dyn FnMut(Progress)) -> Result<Self, KernelFault> {
+    fn read(path: &Path, reading: &mut Reading<'_>) -> Result<Self, KernelFault> {
         let metadata = fs::metadata(path)?;
         if !metadata.is_file() {
             return Err(KernelFault::NotAFile);
@@ -182,17 +192,17 @@ impl KernelImage {
         file.by_ref().take(16).read_to_end(&mut head)?;
         if ElfKernel::detect(&head) {
             // May be gigabytes of debug information: read what is needed.
-            progress(Progress::Parsing(size));
+            reading.tell(Progress::Parsing(size));
             let elf = ElfKernel::parse(&ReadCache::new(file))?;
             return Self::assemble(path, Format::Elf, None, elf);
         }
         if size > MAX_UNPACKED as u64 {
             return Err(KernelFault::FileTooLarge { size });
         }
-        progress(Progress::Reading(size));
+        reading.tell(Progress::Reading(size));
         let mut image = head;
         file.take(MAX_UNPACKED as u64).read_to_end(&mut image)?;
-        Self::from_bytes(path, &image, progress)
+        Self::from_bytes(path, &image, reading)
     }
 
     /// An image that is already in memory; `path` is for messages, and for
@@ -203,13 +213,13 @@ impl KernelImage {
     pub fn from_bytes(
         path: &Path,
         image: &[u8],
-        progress: &mut dyn FnMut(Progress),
+        reading: &mut Reading<'_>,
     ) -> Result<Self, KernelFault> {
         if image.is_empty() {
             return Err(KernelFault::Empty);
         }
         if let Some(boot) = BzImage::parse(image)? {
-            let (compression, elf) = parse_payload(boot.payload, progress)?;
+            let (compression, elf) = parse_payload(boot.payload, reading)?;
             let format = Format::BzImage {
                 protocol: boot.protocol,
                 version: boot.version,
@@ -222,13 +232,7 @@ impl KernelImage {
         let Some(method) = Compression::detect(image) else {
             return Err(KernelFault::NotAKernel(head(image)));
         };
-        progress(Progress::Decompressing(method, image.len()));
-        let unpacked = method.decompress(image, MAX_UNPACKED)?;
-        if !ElfKernel::detect(&unpacked) {
-            return Err(KernelFault::NotAKernel(head(&unpacked)));
-        }
-        progress(Progress::Parsing(unpacked.len() as u64));
-        let elf = ElfKernel::parse(&unpacked[..])?;
+        let elf = reading.unpack(method, image, None, KernelFault::NotAKernel)?;
         Self::assemble(path, Format::Elf, Some(method), elf)
     }
 
@@ -348,7 +352,7 @@ impl KernelImage {
 /// it.
 fn parse_payload(
     payload: &[u8],
-    progress: &mut dyn FnMut(Progress),
+    reading: &mut Reading<'_>,
 ) -> Result<(Option<Compression>, ElfKernel), KernelFault> {
     if ElfKernel::detect(payload) {
         return Ok((None, ElfKernel::parse(payload)?));
@@ -366,20 +370,56 @@ fn parse_payload(
     if method == Compression::Gzip {
         data = payload; // its own last four bytes are that size
     }
-    progress(Progress::Decompressing(method, data.len()));
-    let limit = usize::try_from(claimed).unwrap_or(MAX_UNPACKED);
-    let unpacked = method.decompress(data, limit)?;
-    if unpacked.len() != limit {
-        return Err(KernelFault::SizeMismatch {
-            claimed,
-            actual: unpacked.len(),
-        });
+    let elf = reading.unpack(method, data, Some(claimed), KernelFault::UnknownPayload)?;
+    Ok((Some(method), elf))
+}
+
+impl Reading<'_> {
+    fn tell(&mut self, step: Progress) {
+        if let Some(tell) = &mut self.progress {
+            tell(step);
+        }
     }
-    if !ElfKernel::detect(&unpacked) {
-        return Err(KernelFault::UnknownPayload(head(&unpacked)));
+
+    /// What `packed` holds, which must be ELF: from among the kept ones, or
+    /// unpacked and then kept. `claimed` is the size that the image states.
+    fn unpack(
+        &mut self,
+        method: Compression,
+        packed: &[u8],
+        claimed: Option<u32>,
+        other: fn(Vec<u8>) -> KernelFault,
+    ) -> Result<ElfKernel, KernelFault> {
+        let key = self.kept.map(|kept| (kept, kept.key(packed)));
+        if let Some(elf) = key.as_ref().and_then(|(kept, key)| kept_elf(kept, key)) {
+            return Ok(elf);
+        }
+        self.tell(Progress::Decompressing(method, packed.len()));
+        let limit = claimed.and_then(|claimed| usize::try_from(claimed).ok());
+        let unpacked = method.decompress(packed, limit.unwrap_or(MAX_UNPACKED))?;
+        if let Some(claimed) = claimed
+            && limit != Some(unpacked.len())
+        {
+            return Err(KernelFault::SizeMismatch {
+                claimed,
+                actual: unpacked.len(),
+            });
+        }
+        if !ElfKernel::detect(&unpacked) {
+            return Err(other(head(&unpacked)));
+        }
+        self.tell(Progress::Parsing(unpacked.len() as u64));
+        let elf = ElfKernel::parse(&unpacked[..])?;
+        if let Some((kept, key)) = key {
+            kept.keep(&key, &unpacked);
+        }
+        Ok(elf)
     }
-    progress(Progress::Parsing(unpacked.len() as u64));
-    Ok((Some(method), ElfKernel::parse(&unpacked[..])?))
+}
+
+/// A kept kernel; one that can't be read is unpacked anew.
+fn kept_elf(kept: &KeptKernels, key: &Key) -> Option<ElfKernel> {
+    ElfKernel::parse(&ReadCache::new(kept.find(key)?)).ok()
 }
 
 fn head(bytes: &[u8]) -> Vec<u8> {

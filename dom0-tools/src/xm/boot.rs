@@ -5,8 +5,9 @@ use std::path::Path;
 use super::{life::LifeError, progress::Progress};
 use crate::{
     bootloader::{self, BootError, Bootloader, program},
-    builder::{self, KernelError, KernelImage, Ramdisk},
+    builder::{self, KeptKernels, KernelError, KernelImage, Ramdisk, Reading},
     config::{DomainConfig, disk::Disk, domain::MAX_CMDLINE},
+    paths,
 };
 
 /// A kernel, read and checked, and what goes with it.
@@ -60,9 +61,9 @@ fn from_files(
     cmdline: String,
     progress: &Progress,
 ) -> Result<Loaded, LifeError> {
-    let mut told = |step| progress.step(&said(&step));
+    let kernel = read(progress, |reading| KernelImage::open_with(kernel, reading))?;
     Ok(Loaded {
-        kernel: KernelImage::open_with(kernel, &mut told)?,
+        kernel,
         ramdisk: ramdisk.map(Ramdisk::open).transpose()?,
         cmdline,
     })
@@ -83,8 +84,9 @@ fn from_disk(
     let booted = bootloader::boot(&place, &loader.choice)?;
     let cmdline = joined(&booted.entry.options, &config.cmdline)?;
     let name = path.join(booted.entry.kernel.trim_start_matches('/'));
-    let mut told = |step| progress.step(&said(&step));
-    let kernel = KernelImage::from_bytes(&name, &booted.kernel, &mut told);
+    let kernel = read(progress, |reading| {
+        KernelImage::from_bytes(&name, &booted.kernel, reading)
+    });
     let kernel = kernel.map_err(|fault| KernelError { path: name, fault })?;
     Ok(Loaded {
         kernel,
@@ -130,6 +132,16 @@ fn joined(entry: &str, own: &str) -> Result<String, LifeError> {
         .chars()
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect())
+}
+
+/// Reads a kernel: tells what takes time, and keeps what was unpacked.
+fn read<T>(progress: &Progress, how: impl FnOnce(&mut Reading<'_>) -> T) -> T {
+    let kept = KeptKernels::open(paths::cache_dir());
+    let mut told = |step| progress.step(&said(&step));
+    how(&mut Reading {
+        progress: Some(&mut told),
+        kept: kept.as_ref(),
+    })
 }
 
 fn said(step: &builder::Progress) -> String {

@@ -121,8 +121,9 @@ pub fn extract_busybox(to: &Path) -> Result<(), PrepareError> {
     fs::set_permissions(to, fs::Permissions::from_mode(0o755)).map_err(io_error(to))
 }
 
-/// `.domus/guest` in the checkout, or `$DOMUS_GUEST_DIR`.
-fn cache_dir() -> PathBuf {
+/// What is fetched and made for guests: `.domus/guest` in the checkout, or `$DOMUS_GUEST_DIR`.
+#[must_use]
+pub fn cache_dir() -> PathBuf {
     env::var_os("DOMUS_GUEST_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.domus/guest"),
         PathBuf::from,

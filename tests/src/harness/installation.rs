@@ -16,6 +16,7 @@ use domus_privcmd::client::Client;
 use tempfile::TempDir;
 
 use super::{PATIENCE, Process, Programs, eventually};
+use crate::guest;
 
 /// The most that a subcommand of xm may take.
 const XM_PATIENCE: Duration = Duration::from_secs(120);
@@ -145,6 +146,7 @@ impl Installation {
         let mut command = Command::new(program);
         command
             .env("DOMUS_RUN_DIR", self.dir())
+            .env("DOMUS_CACHE_DIR", guest::cache_dir().join("unpacked"))
             .envs(self.environment.iter().cloned())
             .current_dir(self.dir())
             .stdin(Stdio::null());

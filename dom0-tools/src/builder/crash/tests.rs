@@ -4,7 +4,7 @@ use guest_abi::addr::{MachineAddr, Port};
 
 use super::*;
 use crate::builder::{
-    BuildSpec, build,
+    BuildSpec, Reading, build,
     testing::{Box0, Elf, Machine, Order, VIRT_BASE},
 };
 
@@ -17,7 +17,7 @@ fn image() -> KernelImage {
         (CODE + 0x200, "start_kernel".into()),
         (CODE + 0x400, "panic\x1b[31m".into()),
     ];
-    KernelImage::from_bytes(Path::new("vmlinux"), &elf.build(), &mut |_| {}).unwrap()
+    KernelImage::from_bytes(Path::new("vmlinux"), &elf.build(), &mut Reading::default()).unwrap()
 }
 
 /// A built domain whose kernel has pushed some words.

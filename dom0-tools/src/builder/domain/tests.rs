@@ -18,6 +18,7 @@ use zerocopy::FromBytes;
 
 use super::*;
 use crate::builder::{
+    Reading,
     tables::pte,
     testing::{Box0, Elf, Machine, Order, SHARED_INFO, VIRT_BASE, number},
 };
@@ -26,7 +27,7 @@ const DOM: DomId = DomId(5);
 const MIB: u64 = 256;
 
 fn image(elf: &Elf) -> KernelImage {
-    KernelImage::from_bytes(Path::new("vmlinux"), &elf.build(), &mut |_| {}).unwrap()
+    KernelImage::from_bytes(Path::new("vmlinux"), &elf.build(), &mut Reading::default()).unwrap()
 }
 
 fn spec(memory_pages: u64) -> BuildSpec {

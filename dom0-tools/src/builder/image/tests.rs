@@ -10,7 +10,7 @@ use super::*;
 use crate::builder::testing::{Elf, VIRT_BASE, bzimage, number, string};
 
 fn parse(image: &[u8]) -> Result<KernelImage, KernelFault> {
-    KernelImage::from_bytes(Path::new("vmlinuz"), image, &mut |_| {})
+    KernelImage::from_bytes(Path::new("vmlinuz"), image, &mut Reading::default())
 }
 
 fn refusal(elf: &Elf) -> String {
@@ -294,9 +294,8 @@ fn symbols_come_from_the_image_or_a_map_beside_it() {
 
 #[test]
 fn progress_is_told() {
-    let mut told = Vec::new();
     let image = bzimage(&gzip(&Elf::pv().build()));
-    KernelImage::from_bytes(Path::new("x"), &image, &mut |step| told.push(step)).unwrap();
+    let (_, told) = read_telling(&image, None);
     assert!(matches!(
         told[..],
         [
@@ -304,6 +303,49 @@ fn progress_is_told() {
             Progress::Parsing(_)
         ]
     ));
+}
+
+/// The image at `image`, and what was told meanwhile.
+fn read_telling(image: &[u8], kept: Option<&KeptKernels>) -> (KernelImage, Vec<Progress>) {
+    let mut told = Vec::new();
+    let mut tell = |step| told.push(step);
+    let mut reading = Reading {
+        progress: Some(&mut tell),
+        kept,
+    };
+    let read = KernelImage::from_bytes(Path::new("x"), image, &mut reading).unwrap();
+    (read, told)
+}
+
+#[test]
+fn a_kept_kernel_is_not_unpacked_again() {
+    let elf = Elf::pv().build();
+    for image in [bzimage(&gzip(&elf)), gzip(&elf)] {
+        let dir = tempfile::tempdir().unwrap();
+        let kept = KeptKernels::open(dir.path().into()).unwrap();
+        let (first, told) = read_telling(&image, Some(&kept));
+        assert_eq!(told.len(), 2);
+        let (again, told) = read_telling(&image, Some(&kept));
+        assert_eq!(told, []);
+        assert_eq!(first.segments(), again.segments());
+        assert_eq!(first.compression(), again.compression());
+    }
+}
+
+#[test]
+fn a_kept_kernel_that_was_damaged_is_unpacked_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let kept = KeptKernels::open(dir.path().into()).unwrap();
+    let image = bzimage(&gzip(&Elf::pv().build()));
+    let (whole, _) = read_telling(&image, Some(&kept));
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        std::fs::write(entry.unwrap().path(), "not ELF").unwrap();
+    }
+    for steps in [2, 0] {
+        let (again, told) = read_telling(&image, Some(&kept));
+        assert_eq!(whole.segments(), again.segments());
+        assert_eq!(told.len(), steps);
+    }
 }
 
 /// All that can be made of an image that was damaged, with a domain of 64 MiB.
