@@ -147,7 +147,9 @@ fn kernel(dir: &Path, apt: &Apt) -> Result<PathBuf, PrepareError> {
     let wanted = env::var("DOMUS_KERNEL_PACKAGE").unwrap_or_else(|_| KERNEL_PACKAGE.into());
     let at = dir.join(&wanted);
     // Other packages may have theirs elsewhere, or compressed.
-    let is_whole = wanted != KERNEL_PACKAGE || drivers::find_below(&at, "ext4.ko").is_some();
+    let is_whole = wanted != KERNEL_PACKAGE
+        || drivers::find_below(&at, "ext4.ko").is_some()
+            && find(&at.join("boot"), "config-").is_some();
     if let Some(image) = find(&at.join("boot"), "vmlinuz-").filter(|_| is_whole) {
         return Ok(image);
     }
@@ -158,17 +160,17 @@ fn kernel(dir: &Path, apt: &Apt) -> Result<PathBuf, PrepareError> {
     })
 }
 
-/// Puts the kernel of a package, and its front ends where they are modules,
-/// into the cache.
+/// Puts the kernel of a package, its front ends where they are modules, and
+/// what Debian's was configured with, into the cache.
 fn kernel_package(dir: &Path, apt: &Apt, wanted: &str) -> Result<(), PrepareError> {
     let package = apt.resolve(wanted, "linux-image-")?;
     let part = dir.join(format!("{wanted}.part"));
     let kernel = "./boot/vmlinuz-*";
-    let modules: &[&str] = match wanted {
-        KERNEL_PACKAGE => &modules::PATTERNS,
-        _ => &drivers::PATTERNS,
+    let (config, modules): (&[&str], &[&str]) = match wanted {
+        KERNEL_PACKAGE => (&["./boot/config-*"], &modules::PATTERNS),
+        _ => (&[], &drivers::PATTERNS),
     };
-    let all = [&[kernel], modules].concat();
+    let all = [&[kernel], config, modules].concat();
     if apt.unpack_all(&package, &all, &part).is_err() {
         // They are built in, as in Ubuntu's.
         apt.unpack(&package, kernel, &part)?;
