@@ -356,7 +356,16 @@ impl<'a> Guest<'a> {
     /// When it fails.
     #[track_caller]
     pub fn run(&mut self, command: &str) -> String {
-        let (output, code) = self.try_run(command);
+        self.run_within(command, PATIENCE)
+    }
+
+    /// As [`Guest::run`], for what takes long.
+    ///
+    /// # Panics
+    /// When it fails, or does not end within `patience`.
+    #[track_caller]
+    pub fn run_within(&mut self, command: &str, patience: Duration) -> String {
+        let (output, code) = self.try_run_within(command, patience);
         assert_eq!(code, 0, "in the guest: `{command}`\n{output}");
         output
     }
@@ -368,12 +377,17 @@ impl<'a> Guest<'a> {
     /// When it does not end.
     #[track_caller]
     pub fn try_run(&mut self, command: &str) -> (String, u32) {
+        self.try_run_within(command, PATIENCE)
+    }
+
+    #[track_caller]
+    fn try_run_within(&mut self, command: &str, patience: Duration) -> (String, u32) {
         self.commands += 1;
         let n = self.commands;
         // Quotes within the marks, so that the echo of what is typed is none.
         self.send(&format!("echo '<''{n}'; {command}; echo '>''{n}' $?.\n"));
-        self.wait_for(&format!("<{n}\r\n"), PATIENCE);
-        let output = self.wait_for(&format!(">{n} "), PATIENCE);
+        self.wait_for(&format!("<{n}\r\n"), patience);
+        let output = self.wait_for(&format!(">{n} "), patience);
         let code = self.wait_for(".", PATIENCE);
         let code = code.parse().expect("an exit code");
         (output.replace("\r\n", "\n").trim_end().to_owned(), code)
