@@ -24,7 +24,7 @@ const LIFE: Duration = Duration::from_secs(240);
 const BUSYBOX: &str = "cp /bin/busybox /b && gzip -c /b | gunzip -c | cmp - /b && \
     ls -lR /proc/1 /sys/class >/dev/null 2>&1; seq 1 2000 | sort -r | sha256sum; \
     dd if=/dev/zero of=/d bs=512 count=500 2>/dev/null; md5sum /d; \
-    awk 'BEGIN { for (i = 1; i < 300; i++) s += sqrt(i) / 7; print s }'; \
+    awk 'BEGIN { for (i = 1; i < 300; i++) s += i / 7; print s }'; \
     for i in 1 2 3 4 5 6 7 8; do sleep 0; done; find / -xdev | wc -l >/dev/null";
 /// What the checker counted.
 #[derive(Debug, Default, Clone, Copy)]

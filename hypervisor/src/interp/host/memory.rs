@@ -22,9 +22,11 @@ impl FramePtr {
     /// A frame at `ptr`.
     ///
     /// # Safety
-    /// `ptr..ptr + 4096` must stay mapped, readable (and writable where the
-    /// frame is given out as writable), for as long as the pointer is used,
-    /// and no reference to these bytes may exist meanwhile.
+    /// `ptr` must be a multiple of 4096, since aligned operands of the guest's are
+    /// accessed in place by instructions that fault on others. `ptr..ptr + 4096` must
+    /// stay mapped, readable (and writable where the frame is given out as writable),
+    /// for as long as the pointer is used, and no reference to these bytes may exist
+    /// meanwhile.
     #[must_use]
     pub const unsafe fn new(ptr: NonNull<u8>) -> Self {
         FramePtr(ptr)

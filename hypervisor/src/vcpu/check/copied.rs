@@ -14,10 +14,16 @@ use std::{
 /// Bytes of a frame.
 const BYTES: usize = 4096;
 
+/// A frame's bytes, as aligned as the frame: aligned operands of the guest's are
+/// executed in place.
+#[derive(Clone)]
+#[repr(align(4096))]
+struct Page([u8; BYTES]);
+
 /// One frame: what it held at first, and what was made of it.
 struct Copied {
-    before: Box<[u8; BYTES]>,
-    now: NonNull<[u8; BYTES]>,
+    before: Box<Page>,
+    now: NonNull<Page>,
     written: bool,
 }
 
@@ -67,8 +73,8 @@ impl CopiedPhys {
             .filter(|(_, frame)| frame.written)
             .find_map(|(mfn, frame)| {
                 // SAFETY: a live box; the interpreter is not running.
-                let now = unsafe { frame.now.as_ref() };
-                let words = now.chunks_exact(8).zip(frame.before.chunks_exact(8));
+                let now = &unsafe { frame.now.as_ref() }.0;
+                let words = now.chunks_exact(8).zip(frame.before.0.chunks_exact(8));
                 (0u64..).zip(words).find_map(|(index, (now, before))| {
                     let at = MachineAddr((mfn << 12) + index * 8);
                     let ours = u64::from_le_bytes(now.try_into().ok()?);
@@ -88,8 +94,8 @@ impl GuestPhys for CopiedPhys {
         let now = match frames.entry(mfn.0) {
             Entry::Occupied(copied) => copied.get().now,
             Entry::Vacant(place) => {
-                let mut before = Box::new([0; BYTES]);
-                self.space.memory.read(mfn.addr()?, &mut before[..])?;
+                let mut before = Box::new(Page([0; BYTES]));
+                self.space.memory.read(mfn.addr()?, &mut before.0)?;
                 let now = NonNull::new(Box::into_raw(before.clone()))?;
                 let written = false;
                 place
