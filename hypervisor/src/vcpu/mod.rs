@@ -8,6 +8,7 @@ mod aside;
 mod bounce;
 mod check;
 mod clock;
+mod inspect;
 mod run;
 mod run_ahead;
 mod selector;

@@ -89,14 +89,9 @@ impl Vcpu {
             Code::Popq_FS | Code::Popq_GS => 8,
             _ => return None,
         };
-        let at = |address: u64| self.access().read_obj::<u16>(GuestVirt(address)).ok();
         let selector = match popped {
-            0 if insn.op1_kind() == OpKind::Register => {
-                let value = self.state.context.gpr[insn.op1_register().number() & 15];
-                u16::try_from(value & 0xffff).ok()?
-            }
-            0 => at(self.memory_operand(insn)?)?,
-            _ => at(self.state.context.gpr[reg::RSP])?,
+            0 => self.selector_at(insn, 1)?,
+            _ => self.selector_in_memory(self.state.context.gpr[reg::RSP])?,
         };
         Some(Load {
             register: insn.op0_register(),
@@ -105,10 +100,23 @@ impl Vcpu {
         })
     }
 
-    /// The linear address of the memory operand.
-    fn memory_operand(&self, insn: &Instruction) -> Option<u64> {
+    /// The selector that is this operand of an instruction.
+    pub(super) fn selector_at(&self, insn: &Instruction, operand: u32) -> Option<u16> {
+        if insn.op_kind(operand) != OpKind::Register {
+            return self.selector_in_memory(self.memory_operand(insn, operand)?);
+        }
+        let value = self.state.context.gpr[insn.op_register(operand).number() & 15];
+        u16::try_from(value & 0xffff).ok()
+    }
+
+    fn selector_in_memory(&self, address: u64) -> Option<u16> {
+        self.access().read_obj(GuestVirt(address)).ok()
+    }
+
+    /// The linear address of a memory operand.
+    fn memory_operand(&self, insn: &Instruction, operand: u32) -> Option<u64> {
         let context = &self.state.context;
-        let address = insn.virtual_address(1, 0, |register, _, _| {
+        let address = insn.virtual_address(operand, 0, |register, _, _| {
             Some(match register {
                 Register::FS => context.fs_base,
                 Register::GS => context.gs_base,

@@ -21,6 +21,9 @@ const FS: usize = 4;
 const GS: usize = 5;
 /// Selectors of flat data segments and of the code segment, which can be read.
 const FLAT: [u16; 2] = [0x2b, 0x33];
+/// The error code with which an instruction that looks into a descriptor table is
+/// handed to who has one; never zero, whatever its selector.
+const INSPECTS: u32 = 0xfff8;
 /// NT: `iret` would be a task switch.
 const NESTED_TASK: u64 = 1 << 14;
 
@@ -105,6 +108,17 @@ fn load_alone(cpu: &mut Cpu, op: &Op, value: u16) -> Outcome {
     Ok(Flow::Next)
 }
 
+/// `lar`, `lsl`, `verr` and `verw` look into descriptor tables, as loads do.
+fn inspect<const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    if MEM {
+        cpu.load::<u16>(cpu.address(op))?;
+    }
+    if cpu.model.alone {
+        return cpu.fault(vector::GP, INSPECTS);
+    }
+    cpu.halt(Stop::Unknown)
+}
+
 /// `iretq` within ring 3 and the same segments.
 fn return_within_ring(cpu: &mut Cpu, _: &Op) -> Outcome {
     let stack = cpu.get::<u64>(slot::RSP);
@@ -181,6 +195,24 @@ pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Option<Handler> {
         }
         Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => {
             return choose_load(i, shape, op);
+        }
+        Code::Lar_r16_rm16
+        | Code::Lar_r32_r32m16
+        | Code::Lar_r64_r64m16
+        | Code::Lsl_r16_rm16
+        | Code::Lsl_r32_r32m16
+        | Code::Lsl_r64_r64m16
+        | Code::Verr_rm16
+        | Code::Verr_r32m16
+        | Code::Verr_r64m16
+        | Code::Verw_rm16
+        | Code::Verw_r32m16
+        | Code::Verw_r64m16 => {
+            if shape.memory {
+                inspect::<true>
+            } else {
+                inspect::<false>
+            }
         }
         Code::Pushq_FS | Code::Pushq_GS if i.op0_kind() == OpKind::Register => {
             op.imm = number(i.op0_register())?;
