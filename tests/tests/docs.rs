@@ -6,7 +6,8 @@
 //! **Scenario.** All `*.md` files of the repository: each relative link leads to
 //! a file, and its anchor to a heading; each source file that is named in code
 //! font is there; each test that `SPECIFICATION.md` names is a test; the index of
-//! the book lists every page.
+//! the book lists every page; a name that is given with its type (`Type::name`) is
+//! one of the sources'.
 //!
 //! **Limits.** That a sentence is true no program can tell.
 
@@ -153,6 +154,55 @@ fn sources_that_are_named_are_there() {
         }
     }
     assert!(missing.is_empty(), "{missing:#?}");
+}
+
+/// `Type::name` in code font or in a picture, in the book.
+#[test]
+fn names_that_are_given_with_their_type_are_there() {
+    let mut sources = Vec::new();
+    let root = root();
+    for dir in ["guest-abi", "hypervisor", "dom0-tools", "tests"] {
+        collect_sources(&root.join(dir), &mut sources);
+    }
+    let sources = sources.concat();
+    let word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let known: BTreeSet<&str> = sources.split(|c| !word(c)).collect();
+    let mut missing = BTreeSet::new();
+    let mut looked_at = 0;
+    for page in pages()
+        .iter()
+        .filter(|page| page.path.starts_with(root.join("docs")))
+    {
+        let text = fs::read_to_string(&page.path).expect("a page");
+        for path in text.split(|c| !word(c) && c != ':') {
+            let parts: Vec<&str> = path.trim_matches(':').split("::").collect();
+            let typed = parts.len() > 1
+                && parts[0].starts_with(|c: char| c.is_ascii_uppercase())
+                && parts
+                    .iter()
+                    .all(|part| !part.is_empty() && part.chars().all(word));
+            if !typed {
+                continue;
+            }
+            looked_at += 1;
+            if !parts.iter().all(|part| known.contains(part)) {
+                missing.insert(format!("{}: {path}", page.path.display()));
+            }
+        }
+    }
+    assert!(looked_at > 100, "{looked_at} names found");
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+fn collect_sources(dir: &Path, sources: &mut Vec<String>) {
+    for entry in fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())) {
+        let path = entry.expect("a directory entry").path();
+        if path.is_dir() && !path.ends_with("target") {
+            collect_sources(&path, sources);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            sources.push(fs::read_to_string(&path).unwrap_or_default());
+        }
+    }
 }
 
 /// One row of a table of promises.

@@ -4,12 +4,16 @@
 //! excerpt of the file that its first line names. Each `cfg` block is a domain's
 //! configuration that xm takes without a warning, and so is one that a `sh` block
 //! writes by `<<CFG`. Each `sh` block is a script that bash parses, and its words
-//! that look like files of ours are there. Each message in a table "message" or
+//! that look like files of ours are there. Each line that calls xm is one whose
+//! arguments xm takes. Each message in a table "message" or
 //! "what you see" is one that some program of ours prints, or a guest.
 //!
 //! **Limits.** No command is run here: the whole-system tests do that.
 
-use dom0_tools::config;
+use dom0_tools::{
+    config,
+    xm::table::{self, Kind, Resolved},
+};
 use std::{
     fs,
     io::Write as _,
@@ -165,6 +169,84 @@ fn scripts_parse_and_name_files_that_are_there() {
             }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The words of a command line, as far as a sample in the book goes: quotes, and
+/// no expansion. A comment, a pipe and what stands in a second column end it.
+fn words(line: &str) -> Vec<String> {
+    let line = line.split("   ").next().unwrap_or(line);
+    let mut words = vec![String::new()];
+    let mut quote = None;
+    for c in line.chars() {
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (None, '\'' | '"') => quote = Some(c),
+            (None, '#' | '|' | ';' | '&' | '<' | '>') => break,
+            (None, ' ') => words.push(String::new()),
+            _ => words.last_mut().expect("one").push(c),
+        }
+    }
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Why xm would not understand this line.
+fn misuse(line: &str) -> Option<String> {
+    let words = words(line);
+    let name = words.get(1)?;
+    let (Resolved::Found(command) | Resolved::Renamed { command, .. }) = table::resolve(name)
+    else {
+        return Some(format!("there is no xm {name}"));
+    };
+    let Kind::Ready { clap, .. } = command.kind else {
+        return Some(format!("xm {name} is not supported"));
+    };
+    if let Err(error) = clap().try_get_matches_from(&words[1..]) {
+        return Some(error.to_string());
+    }
+    if words.get(2).is_some_and(|file| file == "/dev/null") {
+        let overrides: Vec<String> = words[3..]
+            .iter()
+            .map(|word| word.replace("$PWD", "/srv"))
+            .collect();
+        return match config::load("/dev/null", "", &overrides) {
+            Err(error) => Some(error.to_string()),
+            Ok(loaded) => loaded.warnings.first().map(ToString::to_string),
+        };
+    }
+    None
+}
+
+#[test]
+fn calls_of_xm_are_taken() {
+    let mut looked_at = 0;
+    let mut wrong = Vec::new();
+    for (path, text) in texts(".md") {
+        let text = text.replace("\\\n", "");
+        let mut script = false;
+        for line in text.lines() {
+            if let Some(language) = line.strip_prefix("```") {
+                script = language == "sh";
+                continue;
+            }
+            let Some(line) = line.strip_prefix("    ").or(script.then_some(line)) else {
+                continue;
+            };
+            let line = line.trim_start_matches("$ ");
+            let call = line.strip_prefix("sudo ").unwrap_or(line);
+            // Synopses and pictures are no calls.
+            let shown = call.contains("...") || call.contains("->");
+            if !call.starts_with("xm ") || shown {
+                continue;
+            }
+            looked_at += 1;
+            if let Some(why) = misuse(call) {
+                wrong.push(format!("{}: {call}: {why}", path.display()));
+            }
+        }
+    }
+    assert!(looked_at > 20, "{looked_at} calls found");
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 

@@ -79,7 +79,7 @@ impl Stage {
         let names: BTreeSet<PathBuf> = pages.keys().cloned().collect();
         for (path, text) in pages {
             let text = links::replace(&text, |target| {
-                let (file, anchor) = target.split_once('#').unwrap_or((target, ""));
+                let file = target.split('#').next().unwrap_or(target);
                 if file.is_empty() || links::is_address(target) {
                     return None;
                 }
@@ -90,18 +90,16 @@ impl Stage {
                 if root.join(&to).is_dir() {
                     return Some(String::new());
                 }
-                if to.extension().is_some_and(|extension| extension == "md") {
+                // A page beside docs/ that the book leaves out is shown as it is.
+                let ours = to.starts_with("docs") || !root.join(&to).exists();
+                if ours && to.extension().is_some_and(|extension| extension == "md") {
                     let problem = format!("{} links {file}, which is missing", path.display());
                     self.problems.push(problem);
                     return None;
                 }
                 self.sources.insert(to);
-                let anchor = if anchor.is_empty() {
-                    ""
-                } else {
-                    target.trim_start_matches(file)
-                };
-                Some(format!("{file}.html{anchor}"))
+                let anchor = target.strip_prefix(file).unwrap_or_default();
+                Some(format!("{}{anchor}", page_of(file)))
             });
             self.pages.insert(path, without_empty_links(&text));
         }
@@ -130,9 +128,17 @@ impl Stage {
                 "<!DOCTYPE html>\n<meta charset=\"utf-8\">\n<title>{name}</title>\n\
                  <h1>{name}</h1>\n<pre>{text}</pre>\n"
             );
-            put(&out.join(format!("{name}.html")), &page)?;
+            put(&out.join(page_of(&name.to_string())), &page)?;
         }
         Ok(())
+    }
+}
+
+/// The page of a source. (`X.md.html` would be taken for a page of the book.)
+fn page_of(source: &str) -> String {
+    match source.strip_suffix(".md") {
+        Some(name) => format!("{name}-md.html"),
+        None => format!("{source}.html"),
     }
 }
 

@@ -30,19 +30,21 @@ fn pages_sources_and_anchors_are_found() {
         ("docs/SUMMARY.md", "# S\n\n- [A](a.md)\n- [P](../P.md)\n"),
         (
             "docs/a.md",
-            "# A\n\n[P](../P.md#a-part), [s](../src/x.rs), [dir](../src)\n",
+            "# A\n\n[P](../P.md#a-part), [s](../src/x.rs), [dir](../src), [m](../src/M.md)\n",
         ),
         (
             "P.md",
             "# P\n\n## A part\n\n[A](docs/a.md), `[no](link)`\n\n    [nor](this)\n",
         ),
         ("src/x.rs", "fn a<T>() {}\n"),
+        ("src/M.md", "# M\n"),
     ];
     let (out, built) = book_of("good", &files);
     assert_eq!(built.unwrap(), 2);
     let page = fs::read_to_string(out.join("docs/a.html")).unwrap();
     assert!(page.contains("href=\"../P.html#a-part\""), "{page}");
     assert!(page.contains("href=\"../src/x.rs.html\""), "{page}");
+    assert!(page.contains("href=\"../src/M-md.html\""), "{page}");
     let source = fs::read_to_string(out.join("src/x.rs.html")).unwrap();
     assert!(source.contains("fn a&lt;T>() {}"), "{source}");
     fs::remove_dir_all(out.parent().unwrap()).unwrap();
