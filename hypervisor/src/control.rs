@@ -4,6 +4,7 @@
 //! Law: an operation on a domain that is being destroyed fails with `ESRCH`
 //! like one on a domain that does not exist, except those that look.
 
+mod copy_buffer;
 mod debug;
 mod dom0_grants;
 mod restrict;
@@ -11,7 +12,7 @@ mod restrict;
 use crate::{
     domain::{Domain, DomainError},
     engine::{EngineError, EngineKind, kvm::MFN_SHARED_INFO},
-    events::{EventError, PortNotifier, PortState as ChannelState},
+    events::{EventError, PortNotifier, PortState as ChannelState, When},
     hypercall::install_context,
     hypervisor::{CreateError, Hypervisor},
     memory::BASE_MFN,
@@ -101,6 +102,13 @@ impl Dom0Calls for Hypervisor {
                 sent.map(|()| Answer::DONE)
                     .map_err(|error| event_failure(&error))
             }
+            Request::EvtchnSignal { port, soon } => {
+                held(session, port)?;
+                let when = if soon { When::Soon } else { When::Now };
+                let sent = self.host.dom0_events().send_when(Port(port), when);
+                sent.map(|()| Answer::DONE)
+                    .map_err(|error| event_failure(&error))
+            }
             Request::EvtchnClose { port } => {
                 held(session, port)?;
                 session.forget_port(Port(port));
@@ -121,6 +129,15 @@ impl Dom0Calls for Hypervisor {
             } => self.map_grants(session, dom, &refs, write, has_file),
             Request::GrantUnmap { handles } => dom0_grants::unmap(session, &handles),
             Request::GrantCopy { dom, copies } => self.copy_grants(dom, &copies),
+            Request::CopyBuffer { pages } => copy_buffer::make(session, pages),
+            Request::CloseCopyBuffer { buffer } => copy_buffer::close(session, buffer),
+            Request::GrantCopyBuffer {
+                dom,
+                buffer,
+                at,
+                write,
+                parts,
+            } => self.copy_grants_by_buffer(session, dom, (buffer, at, write), &parts),
             Request::Restrict { dom } => self.restrict(session, dom),
             Request::GetDomainCounters { dom } => {
                 let domain = self.domain(DomId(dom)).ok_or_else(|| no_domain(dom))?;

@@ -22,6 +22,8 @@ pub struct Counts {
     pub kicks: AtomicU64,
     /// Entries into the VM.
     pub entries: AtomicU64,
+    /// What run-ahead interpreted instead, in instructions.
+    pub interpreted: AtomicU64,
 }
 
 impl Default for Counts {
@@ -33,6 +35,7 @@ impl Default for Counts {
             events: AtomicU64::new(0),
             kicks: AtomicU64::new(0),
             entries: AtomicU64::new(0),
+            interpreted: AtomicU64::new(0),
         }
     }
 }
@@ -69,6 +72,7 @@ impl Counts {
             ("event delivered", &self.events),
             ("kick", &self.kicks),
             ("VM entry", &self.entries),
+            ("run-ahead instruction", &self.interpreted),
         ];
         let others = others
             .into_iter()

@@ -145,11 +145,13 @@ pub struct Domain {
 struct Waker(Vec<Arc<VcpuShared>>);
 
 impl Waker {
+    fn find(&self, vcpu: VcpuId) -> Option<&VcpuShared> {
+        let index = usize::try_from(vcpu.0).ok()?;
+        self.0.get(index).map(|vcpu| &**vcpu)
+    }
+
     fn request(&self, vcpu: VcpuId, bits: u32) {
-        if let Some(vcpu) = usize::try_from(vcpu.0)
-            .ok()
-            .and_then(|index| self.0.get(index))
-        {
+        if let Some(vcpu) = self.find(vcpu) {
             vcpu.request(bits);
         }
     }
@@ -158,6 +160,16 @@ impl Waker {
 impl VcpuWaker for Waker {
     fn kick(&self, vcpu: VcpuId) {
         self.request(vcpu, request::EVENT);
+    }
+    fn nudge(&self, vcpu: VcpuId) {
+        if let Some(vcpu) = self.find(vcpu) {
+            vcpu.nudge(request::EVENT);
+        }
+    }
+    fn hurry(&self, vcpu: VcpuId) {
+        if let Some(vcpu) = self.find(vcpu) {
+            vcpu.hurry();
+        }
     }
     fn end_poll(&self, vcpu: VcpuId) {
         self.request(vcpu, request::POLL);

@@ -59,7 +59,11 @@ pub struct Area {
 }
 
 impl Area {
-    fn new(name: &str, start: u64, bytes: u64) -> Result<Self, MemoryError> {
+    /// A zeroed area that begins at `start`.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn new(name: &str, start: u64, bytes: u64) -> Result<Self, MemoryError> {
         let fail = |source: std::io::Error| MemoryError::Create { bytes, source };
         let size = usize::try_from(bytes).map_err(|_| MemoryError::TooLarge(bytes / PAGE_SIZE))?;
         let length = i64::try_from(bytes).map_err(|_| MemoryError::TooLarge(bytes / PAGE_SIZE))?;
@@ -98,6 +102,24 @@ impl Area {
     #[must_use]
     pub fn host_address(&self) -> *mut u8 {
         self.map.as_ptr()
+    }
+
+    /// Its file.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Copies bytes out; `None` if they are not all in the area.
+    pub fn read(&self, addr: u64, buf: &mut [u8]) -> Option<()> {
+        self.slice(addr, buf.len())?.copy_to(buf);
+        Some(())
+    }
+
+    /// Copies bytes in; `None` if they are not all in the area.
+    pub fn write(&self, addr: u64, bytes: &[u8]) -> Option<()> {
+        self.slice(addr, bytes.len())?.copy_from(bytes);
+        Some(())
     }
 
     fn slice(&self, addr: u64, len: usize) -> Option<VolatileSlice<'_>> {

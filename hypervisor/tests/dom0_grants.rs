@@ -8,8 +8,8 @@ use std::{
 };
 
 use domus_privcmd::{
-    client::{AccessError, Client, CopyData, GrantCopy},
-    protocol::{CreateDomain, GrantLimits, MAX_GRANT_BATCH, Request},
+    client::{AccessError, Client, CopyData, GrantCopy, GrantPart},
+    protocol::{CreateDomain, GrantLimits, MAX_COPY_BUFFERS, MAX_GRANT_BATCH, Request},
 };
 use guest_abi::{
     addr::{DomId, MachineAddr, Mfn, Pfn, Port},
@@ -19,6 +19,7 @@ use guest_abi::{
 use hypervisor::{
     domain::Domain,
     engine::kvm::MFN_GRANTS,
+    events::EventSink,
     hypervisor::{Hypervisor, RunAheadChoice},
     privcmd::{Limits, Server},
 };
@@ -368,6 +369,85 @@ fn copies_beyond_one_message_are_done_in_several() {
 }
 
 #[test]
+fn a_batch_is_copied_by_a_shared_buffer() {
+    let fixture = Fixture::new();
+    let (guest, client) = (fixture.guest(None), fixture.client());
+    guest.grant(9, 0, 1, GTF_PERMIT_ACCESS);
+    guest.grant(10, 0, 2, GTF_PERMIT_ACCESS | GTF_READONLY);
+    guest.grant(11, 3, 3, GTF_PERMIT_ACCESS);
+    guest.put(2, 4090, b"at end");
+    let mut buffer = client.copy_buffer(PAGE + 1).unwrap();
+    assert_eq!(buffer.len(), 2 * PAGE, "whole pages, zeroed");
+    assert!(buffer.iter().all(|byte| *byte == 0));
+    let part = |gref, offset, len| GrantPart { gref, offset, len };
+    buffer[..11].copy_from_slice(b"five!no-six");
+    let parts = [part(9, 4091, 5), part(10, 0, 2), part(9, 4094, 4)];
+    let statuses = client.copy_to_grants(guest.id(), &parts, &mut buffer);
+    let expected = [GNTST_OKAY, GNTST_GENERAL_ERROR, GNTST_BAD_COPY_ARG];
+    assert_eq!(statuses.unwrap(), expected);
+    assert_eq!(&guest.get::<5>(1, 4091), b"five!");
+    let parts = [part(10, 4090, 6), part(11, 0, 2), part(9, 4091, 3)];
+    let statuses = client.copy_from_grants(guest.id(), &parts, &mut buffer);
+    let expected = [GNTST_OKAY, GNTST_GENERAL_ERROR, GNTST_OKAY];
+    assert_eq!(statuses.unwrap(), expected);
+    assert_eq!(&buffer[..11], b"at endo-fiv", "what failed stays");
+    assert_eq!((guest.in_use(), guest.marks(9)), (0, 0));
+}
+
+#[test]
+fn buffers_are_bounded_and_their_connections_own() {
+    let fixture = Fixture::new();
+    let (guest, client, other) = (fixture.guest(None), fixture.client(), fixture.client());
+    guest.grant(9, 0, 1, GTF_PERMIT_ACCESS);
+    let part = GrantPart {
+        gref: 9,
+        offset: 0,
+        len: 4096,
+    };
+    let mut buffer = client.copy_buffer(PAGE).unwrap();
+    let too_much = client.copy_from_grants(guest.id(), &[part; 2], &mut buffer);
+    assert_eq!(errno(too_much), Errno::EINVAL);
+    // Another connection has no such buffer.
+    let request = Request::GrantCopyBuffer {
+        dom: guest.id(),
+        buffer: 0,
+        at: 0,
+        write: false,
+        parts: vec![part],
+    };
+    assert_eq!(errno(other.call(&request)), Errno::EINVAL);
+    assert!(client.call(&request).is_ok());
+    assert_eq!(errno(client.copy_buffer(1 << 30)), Errno::E2BIG);
+    let many: Vec<_> = (1..MAX_COPY_BUFFERS)
+        .map(|_| client.copy_buffer(1).unwrap())
+        .collect();
+    assert_eq!(errno(client.copy_buffer(1)), Errno::ENOSPC);
+    drop(many);
+    drop(buffer);
+    assert_eq!(errno(client.call(&request)), Errno::EINVAL, "given back");
+}
+
+#[test]
+fn a_signal_of_another_connections_port_does_nothing() {
+    let fixture = Fixture::new();
+    let guest = fixture.guest(Some(5));
+    let (client, other) = (fixture.client(), fixture.client());
+    let port = client.evtchn_alloc_unbound(DomId(5), DomId::DOM0).unwrap();
+    let (bound, _fd) = client.evtchn_bind_interdomain(DomId(5), port).unwrap();
+    let pending = || guest.domain.delivery.is_pending(port);
+    for soon in [false, true] {
+        guest.domain.delivery.clear_pending(port);
+        other.evtchn_signal(bound, soon).unwrap();
+        // In its turn: the signal has been dealt with, and nobody hung up.
+        other.host_info().unwrap();
+        assert!(!pending());
+        client.evtchn_signal(bound, soon).unwrap();
+        client.host_info().unwrap();
+        assert!(pending());
+    }
+}
+
+#[test]
 fn a_restricted_connection_gets_at_its_domain_only() {
     let fixture = Fixture::new();
     let (guest, other) = (fixture.guest(Some(5)), fixture.guest(Some(6)));
@@ -379,15 +459,22 @@ fn a_restricted_connection_gets_at_its_domain_only() {
     let (our_port, their_port) = (port(ours), port(theirs));
     client.restrict(ours).unwrap();
     // What is left.
+    let mut buffer = client.copy_buffer(PAGE).unwrap();
     let _page = client.map_grants(5, &[9], true).unwrap();
     let (bound, _fd) = client.evtchn_bind_interdomain(ours, our_port).unwrap();
     client.evtchn_notify(bound).unwrap();
     assert_eq!(client.domain_info(ours).unwrap().dom, 5);
     client.restrict(ours).unwrap();
     // What is not.
+    let part = GrantPart {
+        gref: 9,
+        offset: 0,
+        len: 1,
+    };
     let refused = [
         errno(client.map_grants(6, &[9], true)),
         errno(client.copy_grants(6, &mut [copy_nothing()])),
+        errno(client.copy_from_grants(6, &[part], &mut buffer)),
         errno(client.evtchn_bind_interdomain(theirs, their_port)),
         errno(client.evtchn_status(theirs, Port(1))),
         errno(client.evtchn_alloc_unbound(theirs, DomId::DOM0)),
@@ -401,7 +488,7 @@ fn a_restricted_connection_gets_at_its_domain_only() {
         errno(client.read_console(0, true)),
         errno(client.host_info()),
     ];
-    assert_eq!(refused, [Errno::EPERM; 14]);
+    assert_eq!(refused, [Errno::EPERM; 15]);
     // A later domain of the number is not the one.
     free.destroy_domain(ours).unwrap();
     let next = fixture.guest(Some(5));

@@ -1,12 +1,15 @@
 //! What Domus costs, as ratios against a baseline of the same run on the same
 //! machine.
 //!
-//! `cargo bench -p domus-tests`. Times are the best of a few, for a busy
+//! `cargo bench -p domus-tests --bench system`, and behind `--` the parts wanted:
+//! `domains`, `boot`, `disks`, `network`. Times are the best of a few, for a busy
 //! machine only ever adds. Nothing is asserted here: what must not grow is
 //! counted in the system tests.
 
 #[path = "system/disks.rs"]
 mod disks;
+#[path = "system/load.rs"]
+mod load;
 #[path = "system/network.rs"]
 mod network;
 
@@ -45,10 +48,22 @@ fn main() -> ExitCode {
     for fetched in [guest::prepare(), guest::prepare_with_drivers()] {
         fetched.unwrap_or_else(|error| panic!("no guest: {error}"));
     }
-    small_domains();
-    boot_and_compute();
-    disks::disks();
-    network::network();
+    let parts: [(&str, fn()); 4] = [
+        ("domains", small_domains),
+        ("boot", boot_and_compute),
+        ("disks", disks::disks),
+        ("network", network::network),
+    ];
+    let wanted: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|arg| !arg.starts_with('-'))
+        .collect();
+    for (_, part) in parts
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|word| word == name))
+    {
+        part();
+    }
     ExitCode::SUCCESS
 }
 

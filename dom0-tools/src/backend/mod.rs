@@ -30,7 +30,8 @@
 pub mod bus;
 pub mod machine;
 pub mod memory;
-pub mod port;
+pub mod nudge;
+mod port;
 pub mod ring;
 pub mod service;
 mod sole;
@@ -42,6 +43,7 @@ pub mod testing;
 pub use bus::{Attention, Bus, BusError, Store};
 pub use machine::Attach;
 pub use memory::{PlainMemory, SharedMemory};
+pub use nudge::{Heard, Nudges};
 pub use port::Port;
 pub use ring::{BackRing, RingError};
 pub use service::{Driver, Service, ServiceError};

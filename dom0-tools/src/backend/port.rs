@@ -39,7 +39,18 @@ impl Port {
     /// Notifies the guest. A guest that has gone hears nothing, which is no
     /// error of ours: its end comes through xenstore.
     pub fn notify(&self) {
-        if let Err(error) = self.client.evtchn_notify(self.port) {
+        self.signal(false);
+    }
+
+    /// Notifies the guest, unless it is just running: then it hears at its next
+    /// trap. Who calls this looks after a while whether the guest has
+    /// looked, and [notifies](Self::notify) it if not.
+    pub fn nudge(&self) {
+        self.signal(true);
+    }
+
+    fn signal(&self, soon: bool) {
+        if let Err(error) = self.client.evtchn_signal(self.port, soon) {
             debug!(port = %self.port, %error, "cannot notify");
         }
     }

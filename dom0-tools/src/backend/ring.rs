@@ -247,6 +247,15 @@ impl<M: SharedMemory> BackRing<M> {
         ring::must_notify(old, self.rsp_prod, self.load(RSP_EVENT))
     }
 
+    /// Whether the front end has looked at all responses that
+    /// [`push`](Self::push) was called for: it waits for later ones. (What a
+    /// hostile one makes of this costs it notifications.)
+    #[must_use]
+    pub fn is_seen(&self) -> bool {
+        let ahead = self.load(RSP_EVENT).wrapping_sub(self.rsp_told);
+        (1..=1 << 31).contains(&ahead)
+    }
+
     /// Asks to be notified of the next request, then looks once more:
     /// whether there is one already. To be called before waiting for the
     /// port.

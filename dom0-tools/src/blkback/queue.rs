@@ -14,7 +14,9 @@
 //! change of tasks. So it waits until as many responses have gathered as jobs
 //! still run (half of what the guest keeps under way, so that guest and disk
 //! work at the same time), for [`GATHER`] at most. With nothing else running it
-//! goes out at once: a single request waits for nobody.
+//! goes out at once: a single request waits for nobody. It wakes a guest that
+//! waits; one that runs is not interrupted, because it will trap soon and take
+//! the event with it; if it does not, it is after [`PATIENCE`].
 
 use std::{
     collections::VecDeque,
@@ -37,14 +39,20 @@ use super::{
     request::{Request, SEGMENTS_PER_PAGE, Transfer, Work},
     source::Disk,
 };
-use crate::backend::{BackRing, RingError, SharedMemory, Stop};
+use crate::backend::{BackRing, Heard, Nudges, RingError, SharedMemory, Stop};
 
 /// While jobs run, the ring is looked at this often at least.
 const GLANCE: Duration = Duration::from_micros(500);
 /// Responses are not told of later than this.
 const GATHER: Duration = Duration::from_micros(500);
+/// Requests that are begun before a look at what has ended: a guest that puts
+/// many at once shall have the first back while the last are begun, so that it
+/// and the disk work at the same time.
+const AT_ONCE: usize = 8;
 /// After the last response the ring is watched so long before it sleeps.
 const LOOK_OUT: Duration = Duration::from_micros(50);
+/// A guest that runs may look for its responses by itself for so long.
+const PATIENCE: Duration = Duration::from_micros(500);
 /// A disk that fails shall not fill the log.
 const WARN_EVERY: Duration = Duration::from_secs(5);
 
@@ -52,6 +60,8 @@ const WARN_EVERY: Duration = Duration::from_secs(5);
 pub trait Bell: Send {
     /// Notifies the guest.
     fn notify(&self);
+    /// Notifies the guest without interrupting it, if it runs.
+    fn nudge(&self);
     /// Forgets its notifications.
     fn clear(&self);
     /// Readable when it has notified us.
@@ -61,6 +71,9 @@ pub trait Bell: Send {
 impl Bell for crate::backend::Port {
     fn notify(&self) {
         self.notify();
+    }
+    fn nudge(&self) {
+        self.nudge();
     }
     fn clear(&self) {
         self.clear();
@@ -93,6 +106,7 @@ pub struct Queue {
     pub engine: Box<dyn Engine>,
     /// The disk.
     pub disk: Arc<Disk>,
+    nudges: Nudges,
     state: State,
 }
 
@@ -137,6 +151,7 @@ impl Queue {
             pages,
             engine,
             disk,
+            nudges: Nudges::new(PATIENCE),
             state: State::default(),
         }
     }
@@ -155,12 +170,16 @@ impl Queue {
             let stopping = stop.is_wanted();
             let (progress, pause) = self.round(stopping)?;
             if stopping && self.state.running == 0 {
+                if self.nudges.is_open() {
+                    self.bell.notify();
+                }
                 return Ok(());
             }
             if progress {
                 idle_since = None;
                 continue;
             }
+            let patience = self.insist();
             let timeout = if self.state.running > 0 {
                 let gather = self
                     .state
@@ -179,6 +198,7 @@ impl Queue {
                 }
                 None
             };
+            let timeout = [timeout, patience].into_iter().flatten().min();
             let fds = [self.bell.fd(), std::os::fd::AsFd::as_fd(stop)];
             // Fewer and larger steps while much is under way.
             let least = (self.state.running / 4).clamp(1, 16);
@@ -198,10 +218,15 @@ impl Queue {
             progress = true;
         }
         if !stopping {
-            while pause.is_none() && !self.state.barrier {
-                let Some(begun) = self.next()? else { break };
-                pause = begun.err();
-                progress |= begun.is_ok();
+            let mut begun = 0;
+            while begun < AT_ONCE && pause.is_none() && !self.state.barrier {
+                let Some(outcome) = self.next()? else { break };
+                pause = outcome.err();
+                begun += usize::from(pause.is_none());
+            }
+            progress |= begun > 0;
+            if begun == AT_ONCE {
+                self.engine.begin()?;
             }
         }
         self.respond();
@@ -218,7 +243,21 @@ impl Queue {
         if state.untold >= state.running || since.elapsed() >= GATHER {
             (state.untold, state.untold_since) = (0, None);
             if self.ring.push() {
+                self.bell.nudge();
+                self.nudges.sent(Instant::now());
+            }
+        }
+    }
+
+    /// Notifies a guest in earnest that was nudged and has not looked; how long
+    /// it still has time to.
+    fn insist(&mut self) -> Option<Duration> {
+        match self.nudges.look(Instant::now(), || self.ring.is_seen()) {
+            Heard::Yes => None,
+            Heard::NotYet(left) => Some(left),
+            Heard::No => {
                 self.bell.notify();
+                None
             }
         }
     }

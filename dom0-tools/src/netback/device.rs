@@ -24,7 +24,7 @@ use super::{
     features::{self, FeatureError, MOST_QUEUES, Wishes},
     grants::GuestPages,
     hotplug::{Hotplug, HotplugError},
-    queue::Queue,
+    queue::{Queue, QueueError},
     serve::{self, Ports},
     tap::{Tap, TapError},
     user::{UserError, UserNet},
@@ -58,6 +58,9 @@ pub enum VifError {
     /// Its rate.
     #[error(transparent)]
     Rate(#[from] RateError),
+    /// Buffers.
+    #[error("no buffers for packets: {0}")]
+    Buffers(QueueError),
     /// A ring.
     #[error("the {which} ring: {source}")]
     Ring {
@@ -320,10 +323,9 @@ fn begin(
         ports.notify_all();
     }
     let pages = GuestPages::new(client, dom);
-    Ok(Begun {
-        queue: Queue::new(tx, rx, pages, plan.wire, plan.credit, plan.chains),
-        ports,
-    })
+    let queue = Queue::new(tx, rx, pages, plan.wire, plan.credit, plan.chains);
+    let queue = queue.map_err(VifError::Buffers)?;
+    Ok(Begun { queue, ports })
 }
 
 fn bind(bus: &mut Bus<'_>, directory: &str, client: &Arc<Client>) -> Result<Ports, VifError> {

@@ -4,9 +4,9 @@
 //! changes it. A piece that can't be copied (no such grant, revoked) fails
 //! alone.
 
-use std::sync::Arc;
+use std::{ops::DerefMut, sync::Arc};
 
-use domus_privcmd::client::{AccessError, Client, ClientError, CopyData, GrantCopy, GrantMapping};
+use domus_privcmd::client::{Client, ClientError, CopyBuffer, GrantPart};
 use guest_abi::addr::DomId;
 
 /// A part of a granted page.
@@ -26,83 +26,73 @@ pub enum GrantsError {
     /// The hypervisor can't be reached.
     #[error(transparent)]
     Hypervisor(#[from] ClientError),
-    /// A piece is not within a page.
-    #[error(transparent)]
-    Access(#[from] AccessError),
 }
 
 /// Access to a guest's granted pages.
 pub trait Grants: Send {
-    /// Copies pieces, one behind the other, into `into`. `done` gets for each
-    /// whether it was copied; what was not keeps what was there.
+    /// Memory for packets, that the pages' bytes are copied to and from.
+    type Buffer: DerefMut<Target = [u8]> + Send;
+
+    /// A buffer of so many bytes at least.
+    ///
+    /// # Errors
+    /// When there is no memory for it.
+    fn buffer(&mut self, bytes: usize) -> Result<Self::Buffer, GrantsError>;
+
+    /// Copies pieces, one behind the other, to the start of `into`. `done` gets
+    /// for each whether it was copied; what was not keeps what was there.
     ///
     /// # Errors
     /// When the hypervisor can't be reached.
     fn read(
         &mut self,
         pieces: &[Piece],
-        into: &mut [u8],
+        into: &mut Self::Buffer,
         done: &mut Vec<bool>,
     ) -> Result<(), GrantsError>;
 
-    /// Copies bytes, one piece behind the other, out of `from`.
+    /// Copies bytes, one piece behind the other, from the start of `from`.
     ///
     /// # Errors
     /// When the hypervisor can't be reached.
     fn write(
         &mut self,
         pieces: &[Piece],
-        from: &[u8],
+        from: &mut Self::Buffer,
         done: &mut Vec<bool>,
     ) -> Result<(), GrantsError>;
 }
 
 /// Pages of a domain, through the hypervisor.
 ///
-/// A batch is mapped, copied and unmapped: two short messages and the pages'
-/// mapping, whatever its size. Where one grant of a batch is bad, nothing is
-/// mapped, and the hypervisor copies each piece that it can.
+/// The hypervisor copies a batch between the pages and the buffer, which it has
+/// mapped as well: one short message, whatever the batch's size, and no page of
+/// the guest's is ever mapped here.
 #[derive(Debug)]
 pub struct GuestPages {
     client: Arc<Client>,
     dom: DomId,
-    refs: Vec<u32>,
+    parts: Vec<GrantPart>,
 }
 
 impl GuestPages {
     /// Of this domain.
     #[must_use]
     pub const fn new(client: Arc<Client>, dom: DomId) -> Self {
-        let refs = Vec::new();
-        Self { client, dom, refs }
+        let parts = Vec::new();
+        Self { client, dom, parts }
     }
 
-    /// Maps the pages of all pieces that are not empty, or none.
-    fn map(&mut self, pieces: &[Piece], write: bool) -> Result<Option<GrantMapping>, ClientError> {
-        self.refs.clear();
+    /// The pieces that are not empty.
+    fn select(&mut self, pieces: &[Piece]) {
         let used = pieces.iter().filter(|piece| piece.len > 0);
-        self.refs.extend(used.map(|piece| piece.gref));
-        if self.refs.is_empty() {
-            return Ok(None);
-        }
-        match self.client.map_grants(self.dom.0, &self.refs, write) {
-            Ok(mapping) => Ok(Some(mapping)),
-            Err(ClientError::Failed(_)) => Ok(None),
-            Err(error) => Err(error),
-        }
+        self.parts.clear();
+        self.parts.extend(used.map(|piece| GrantPart {
+            gref: piece.gref,
+            offset: piece.offset,
+            len: piece.len,
+        }));
     }
-}
-
-/// Each piece that is not empty, with its number among those and its bytes'
-/// place.
-fn places(pieces: &[Piece]) -> impl Iterator<Item = (usize, &Piece, usize)> {
-    let mut at = 0;
-    let used = pieces.iter().filter(|piece| piece.len > 0);
-    used.enumerate().map(move |(n, piece)| {
-        let start = at;
-        at += usize::from(piece.len);
-        (n, piece, start)
-    })
 }
 
 /// Puts the results of the pieces that are not empty among those that are.
@@ -117,60 +107,33 @@ fn spread(pieces: &[Piece], statuses: &[i16], done: &mut Vec<bool>) {
 }
 
 impl Grants for GuestPages {
+    type Buffer = CopyBuffer;
+
+    fn buffer(&mut self, bytes: usize) -> Result<CopyBuffer, GrantsError> {
+        Ok(self.client.copy_buffer(bytes)?)
+    }
+
     fn read(
         &mut self,
         pieces: &[Piece],
-        into: &mut [u8],
+        into: &mut CopyBuffer,
         done: &mut Vec<bool>,
     ) -> Result<(), GrantsError> {
-        if let Some(mapping) = self.map(pieces, false)? {
-            done.clear();
-            done.resize(pieces.len(), true);
-            for (n, piece, at) in places(pieces) {
-                let bytes = &mut into[at..at + usize::from(piece.len)];
-                mapping.read(n * 4096 + usize::from(piece.offset), bytes)?;
-            }
-            return Ok(());
-        }
-        let mut rest = into;
-        let mut copies = Vec::with_capacity(pieces.len());
-        for (_, piece, _) in places(pieces) {
-            let (bytes, later) = rest.split_at_mut(usize::from(piece.len));
-            rest = later;
-            copies.push(GrantCopy {
-                gref: piece.gref,
-                offset: piece.offset,
-                data: CopyData::Read(bytes),
-            });
-        }
-        let statuses = self.client.copy_grants(self.dom.0, &mut copies)?;
-        spread(pieces, &statuses, done);
+        self.select(pieces);
+        let copied = self.client.copy_from_grants(self.dom.0, &self.parts, into);
+        spread(pieces, &copied?, done);
         Ok(())
     }
 
     fn write(
         &mut self,
         pieces: &[Piece],
-        from: &[u8],
+        from: &mut CopyBuffer,
         done: &mut Vec<bool>,
     ) -> Result<(), GrantsError> {
-        if let Some(mapping) = self.map(pieces, true)? {
-            done.clear();
-            done.resize(pieces.len(), true);
-            for (n, piece, at) in places(pieces) {
-                let bytes = &from[at..at + usize::from(piece.len)];
-                mapping.write(n * 4096 + usize::from(piece.offset), bytes)?;
-            }
-            return Ok(());
-        }
-        let copies = places(pieces).map(|(_, piece, at)| GrantCopy {
-            gref: piece.gref,
-            offset: piece.offset,
-            data: CopyData::Write(&from[at..at + usize::from(piece.len)]),
-        });
-        let mut copies: Vec<_> = copies.collect();
-        let statuses = self.client.copy_grants(self.dom.0, &mut copies)?;
-        spread(pieces, &statuses, done);
+        self.select(pieces);
+        let copied = self.client.copy_to_grants(self.dom.0, &self.parts, from);
+        spread(pieces, &copied?, done);
         Ok(())
     }
 }

@@ -85,7 +85,7 @@ pub struct Turn {
 
 /// A queue.
 #[derive(Debug)]
-pub struct Queue<M, G, W> {
+pub struct Queue<M, G: Grants, W> {
     tx: BackRing<M>,
     rx: BackRing<M>,
     grants: G,
@@ -94,14 +94,14 @@ pub struct Queue<M, G, W> {
     /// Whether the guest takes a packet in several pages.
     takes_chains: bool,
     tx_batch: tx::Batch,
-    tx_buffer: Vec<u8>,
+    tx_buffer: G::Buffer,
     /// Packets of the batch that are dealt with, and their bytes.
     tx_at: (usize, usize),
     /// Until when there is no credit.
     no_credit: Option<Instant>,
     wire_is_full: bool,
     rx_batch: rx::Batch,
-    rx_buffer: Vec<u8>,
+    rx_buffer: G::Buffer,
     waiting: Option<Waiting>,
     is_draining: bool,
     done: Vec<bool>,
@@ -119,33 +119,36 @@ struct Waiting {
 
 impl<M: SharedMemory, G: Grants, W: Wire> Queue<M, G, W> {
     /// Of these parts.
+    ///
+    /// # Errors
+    /// [`QueueError::Grants`] when there are no buffers for it.
     pub fn new(
         tx: BackRing<M>,
         rx: BackRing<M>,
-        grants: G,
+        mut grants: G,
         wire: W,
         credit: Credit,
         takes_chains: bool,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, QueueError> {
+        Ok(Self {
             tx,
             rx,
-            grants,
             wire,
             credit,
             takes_chains,
             tx_batch: tx::Batch::default(),
-            tx_buffer: vec![0; (TX_SLOTS + CHAIN) * PAGE],
+            tx_buffer: grants.buffer((TX_SLOTS + CHAIN) * PAGE)?,
             tx_at: (0, 0),
             no_credit: None,
             wire_is_full: false,
             rx_batch: rx::Batch::default(),
-            rx_buffer: vec![0; RX_SLOTS * PAGE + LARGEST_PACKET],
+            rx_buffer: grants.buffer(RX_SLOTS * PAGE + LARGEST_PACKET)?,
             waiting: None,
             is_draining: false,
             done: Vec::new(),
             counts: Counts::default(),
-        }
+            grants,
+        })
     }
 
     /// The host's side.
@@ -216,9 +219,10 @@ impl<M: SharedMemory, G: Grants, W: Wire> Queue<M, G, W> {
         if self.tx_batch.is_empty() {
             return Ok(());
         }
-        let buffer = self.tx_buffer.get_mut(..self.tx_batch.len());
-        let buffer = buffer.ok_or(TxError::TooManySlots)?;
-        let pieces = &self.tx_batch.pieces;
+        if self.tx_batch.len() > self.tx_buffer.len() {
+            return Err(TxError::TooManySlots.into());
+        }
+        let (pieces, buffer) = (&self.tx_batch.pieces, &mut self.tx_buffer);
         self.grants.read(pieces, buffer, &mut self.done)?;
         self.tx_batch.note_read(&self.done);
         Ok(())
@@ -259,6 +263,27 @@ impl<M: SharedMemory, G: Grants, W: Wire> Queue<M, G, W> {
         } else {
             self.counts.sent_wrong += 1;
         }
+    }
+
+    /// Slots that wait in the transmit ring.
+    ///
+    /// # Errors
+    /// [`QueueError::Tx`].
+    pub fn waiting_in_tx(&self) -> Result<u32, QueueError> {
+        Ok(self.tx.unconsumed().map_err(TxError::from)?)
+    }
+
+    /// Whether the guest has looked at all responses of its transmit ring that
+    /// it was to be notified of.
+    #[must_use]
+    pub fn tx_is_seen(&self) -> bool {
+        self.tx.is_seen()
+    }
+
+    /// Likewise of its receive ring.
+    #[must_use]
+    pub fn rx_is_seen(&self) -> bool {
+        self.rx.is_seen()
     }
 
     /// Asks to be notified when the guest sends; whether it has already.
@@ -357,8 +382,8 @@ impl<M: SharedMemory, G: Grants, W: Wire> Queue<M, G, W> {
         let pieces = &self.rx_batch.pieces;
         self.counts.received += self.rx_batch.packets();
         self.counts.received_bytes += filled as u64;
-        let bytes = &self.rx_buffer[..filled];
-        self.grants.write(pieces, bytes, &mut self.done)?;
+        let buffer = &mut self.rx_buffer;
+        self.grants.write(pieces, buffer, &mut self.done)?;
         self.rx_batch.respond(&mut self.rx, &self.done);
         Ok(Turn {
             worked: true,

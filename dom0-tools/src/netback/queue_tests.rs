@@ -23,10 +23,16 @@ use crate::{
 struct Pages(HashMap<u32, Vec<u8>>);
 
 impl Grants for Pages {
+    type Buffer = Vec<u8>;
+
+    fn buffer(&mut self, bytes: usize) -> Result<Vec<u8>, GrantsError> {
+        Ok(vec![0; bytes])
+    }
+
     fn read(
         &mut self,
         pieces: &[Piece],
-        into: &mut [u8],
+        into: &mut Vec<u8>,
         done: &mut Vec<bool>,
     ) -> Result<(), GrantsError> {
         done.clear();
@@ -41,14 +47,14 @@ impl Grants for Pages {
             done.push(page.is_some());
             at += len;
         }
-        assert_eq!(at, into.len());
+        assert!(at <= into.len());
         Ok(())
     }
 
     fn write(
         &mut self,
         pieces: &[Piece],
-        from: &[u8],
+        from: &mut Vec<u8>,
         done: &mut Vec<bool>,
     ) -> Result<(), GrantsError> {
         done.clear();
@@ -62,7 +68,7 @@ impl Grants for Pages {
             }
             at += len;
         }
-        assert_eq!(at, from.len());
+        assert!(at <= from.len());
         Ok(())
     }
 }
@@ -121,7 +127,7 @@ fn bench(takes_chains: bool) -> Bench {
     };
     let (pages, credit) = (Pages::default(), Credit::unlimited());
     Bench {
-        queue: Queue::new(tx_back, rx_back, pages, cable, credit, takes_chains),
+        queue: Queue::new(tx_back, rx_back, pages, cable, credit, takes_chains).unwrap(),
         tx,
         rx,
         now: Instant::now(),

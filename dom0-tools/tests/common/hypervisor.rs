@@ -158,6 +158,10 @@ fn tell(state: &State) {
 fn serve(id: u64, stream: UnixStream, state: &Mutex<State>) {
     let channel = Channel::over(stream, Patience::default());
     while let Ok(Some((request, _))) = channel.receive::<Request>(4) {
+        if request.is_one_way() {
+            state.lock().expect("lock").requests.push(request.name());
+            continue;
+        }
         let (response, fd) = {
             let mut state = state.lock().expect("lock");
             state.requests.push(request.name());

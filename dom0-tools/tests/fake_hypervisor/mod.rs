@@ -137,10 +137,14 @@ impl FakeHypervisor {
         let channel = Channel::over(stream, Patience::default());
         let mut held = Vec::new();
         while let Ok(Some((request, _))) = channel.receive::<Request>(0) {
+            let is_one_way = request.is_one_way();
             let (response, fd) = match self.answer(request, &mut held) {
                 Ok((reply, fd)) => (Ok(reply), fd),
                 Err(failure) => (Err(failure), None),
             };
+            if is_one_way {
+                continue;
+            }
             let fds: Vec<_> = fd.iter().map(AsFd::as_fd).collect();
             if channel.send::<Response>(&response, &fds).is_err() {
                 break;
@@ -190,7 +194,7 @@ impl FakeHypervisor {
                 Ok(state.bind(remote, None, held))
             }
             Request::EvtchnBindVirq { virq } => Ok(state.bind(None, Some(virq), held)),
-            Request::EvtchnNotify { port } => {
+            Request::EvtchnNotify { port } | Request::EvtchnSignal { port, .. } => {
                 let remote = state.ports.get(&port).and_then(|port| port.remote);
                 let (dom, port) = remote.ok_or_else(|| no(port))?;
                 let domain = state.domains.get_mut(&dom).ok_or_else(|| no(port))?;

@@ -7,6 +7,7 @@
 //! [`GrantMapping`]s that it made, and the hypervisor takes its ports back (see
 //! [`protocol`](crate::protocol)).
 
+mod buffer;
 mod calls;
 mod error;
 mod files;
@@ -20,6 +21,7 @@ use std::{
     sync::Arc,
 };
 
+pub use buffer::{CopyBuffer, GrantPart};
 pub use calls::Memory;
 pub use error::ClientError;
 pub use grants::{CopyData, GrantCopy, GrantMapping};
@@ -61,13 +63,25 @@ impl Client {
     }
 
     /// Sends any request and waits for its reply. The typed methods are made
-    /// of this.
+    /// of this. (Not for a [one-way](Request::is_one_way) one.)
     ///
     /// # Errors
     /// [`ClientError::Failed`] with what the hypervisor said, or
     /// [`ClientError::Disconnected`] or [`ClientError::Wire`].
     pub fn call(&self, request: &Request) -> Result<(Reply, Vec<OwnedFd>), ClientError> {
         self.link.call(request)
+    }
+
+    /// Sends a [one-way](Request::is_one_way) request.
+    ///
+    /// # Errors
+    /// [`ClientError::Disconnected`] or [`ClientError::Wire`].
+    ///
+    /// # Panics
+    /// For a request that has a reply: the next call would take it for its own.
+    pub fn tell(&self, request: &Request) -> Result<(), ClientError> {
+        assert!(request.is_one_way(), "{} has a reply", request.name());
+        self.link.tell(request)
     }
 
     /// A descriptor that hangs up (`POLLHUP`) when the hypervisor ends, for

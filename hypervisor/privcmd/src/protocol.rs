@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 /// The protocol's number. A hypervisor refuses a client of another number, so
 /// that a half-upgraded installation says so instead of misreading messages.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The largest encoded message, in bytes, either way.
 pub const MAX_MESSAGE: usize = 1 << 20;
@@ -32,6 +32,12 @@ pub const MAX_CONNECTION_GRANTS: u32 = 65_536;
 /// The most bytes that one [`Request::GrantCopy`] copies, all its elements
 /// together.
 pub const MAX_COPY_BYTES: usize = 512 << 10;
+
+/// The most pages of a [`Request::CopyBuffer`].
+pub const MAX_COPY_BUFFER_PAGES: u32 = 1024;
+
+/// The most buffers that one connection has at a time.
+pub const MAX_COPY_BUFFERS: u32 = 64;
 
 /// What a Dom0 process asks of the hypervisor.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -217,6 +223,16 @@ pub enum Request {
         /// A port of domid 0.
         port: u32,
     },
+    /// `EVTCHNOP_send` on a port of this connection, without a reply: for those
+    /// who notify often. With `soon` a guest that runs is not interrupted: it
+    /// finds the event at its next trap, and until then the sender looks out
+    /// for it, and sends without `soon` when that takes too long.
+    EvtchnSignal {
+        /// A port of domid 0.
+        port: u32,
+        /// See above.
+        soon: bool,
+    },
     /// `EVTCHNOP_close` of a port of this connection.
     EvtchnClose {
         /// A port of domid 0.
@@ -281,6 +297,33 @@ pub enum Request {
         copies: Vec<CopyElement>,
     },
 
+    /// Memory to copy grants to and from, which the hypervisor and the caller
+    /// both have mapped. Reply: [`Reply::CopyBuffer`] with one fd, to be mapped.
+    CopyBuffer {
+        /// Its length, at most [`MAX_COPY_BUFFER_PAGES`].
+        pages: u32,
+    },
+    /// Gives such a buffer up.
+    CloseCopyBuffer {
+        /// As [`Reply::CopyBuffer`] told it.
+        buffer: u32,
+    },
+    /// `GNTTABOP_copy` between grants to domid 0 and a buffer, where the parts
+    /// lie one behind the other. Each has a status of its own; the bytes of one
+    /// that fails stay what they were. Reply: [`Reply::Statuses`].
+    GrantCopyBuffer {
+        /// The granting domain.
+        dom: u16,
+        /// As [`Reply::CopyBuffer`] told it.
+        buffer: u32,
+        /// The first byte in it.
+        at: u32,
+        /// Into the grants; else out of them.
+        write: bool,
+        /// At most [`MAX_GRANT_BATCH`].
+        parts: Vec<GrantPart>,
+    },
+
     // the connection
     /// `IOCTL_PRIVCMD_RESTRICT`: from here on this connection gets at nothing
     /// but `dom`'s information, grants and event channels. Nothing takes it
@@ -297,6 +340,17 @@ pub enum Request {
         /// The domain.
         dom: u16,
     },
+}
+
+/// A part of a granted page, in a [`Request::GrantCopyBuffer`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantPart {
+    /// The grant.
+    pub gref: u32,
+    /// The first byte in its page.
+    pub offset: u16,
+    /// How many bytes.
+    pub len: u16,
 }
 
 /// One element of a [`Request::GrantCopy`].
@@ -360,6 +414,7 @@ impl Request {
             Self::EvtchnBindInterdomain { .. } => "EvtchnBindInterdomain",
             Self::EvtchnBindVirq { .. } => "EvtchnBindVirq",
             Self::EvtchnNotify { .. } => "EvtchnNotify",
+            Self::EvtchnSignal { .. } => "EvtchnSignal",
             Self::EvtchnClose { .. } => "EvtchnClose",
             Self::Debug(_) => "Debug",
             Self::TraceStart { .. } => "TraceStart",
@@ -368,9 +423,20 @@ impl Request {
             Self::GrantMap { .. } => "GrantMap",
             Self::GrantUnmap { .. } => "GrantUnmap",
             Self::GrantCopy { .. } => "GrantCopy",
+            Self::CopyBuffer { .. } => "CopyBuffer",
+            Self::CloseCopyBuffer { .. } => "CloseCopyBuffer",
+            Self::GrantCopyBuffer { .. } => "GrantCopyBuffer",
             Self::Restrict { .. } => "Restrict",
             Self::GetDomainCounters { .. } => "GetDomainCounters",
         }
+    }
+}
+
+impl Request {
+    /// Whether no reply is given, not even to a request that fails.
+    #[must_use]
+    pub const fn is_one_way(&self) -> bool {
+        matches!(self, Self::EvtchnSignal { .. })
     }
 }
 
@@ -489,6 +555,10 @@ pub enum Reply {
     /// For each element its `GNTST_*`, and the bytes read, none for one that
     /// writes or failed.
     Copied(Vec<(i16, Vec<u8>)>),
+    /// A buffer's number, for this connection.
+    CopyBuffer(u32),
+    /// For each part its `GNTST_*`.
+    Statuses(Vec<i16>),
     /// Counters that are not zero, by name.
     Counters(Vec<(String, u64)>),
 }

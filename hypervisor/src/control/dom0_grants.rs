@@ -31,7 +31,7 @@ fn grant_failure(error: &GrantError) -> Failure {
     failure(error.errno(), error.to_string())
 }
 
-fn check_batch(count: usize) -> Result<()> {
+pub(super) fn check_batch(count: usize) -> Result<()> {
     if count <= MAX_GRANT_BATCH {
         return Ok(());
     }

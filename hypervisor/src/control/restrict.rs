@@ -25,14 +25,18 @@ enum About {
 
 fn about(request: &Request) -> About {
     match request {
-        Request::EvtchnNotify { .. } | Request::EvtchnClose { .. } | Request::GrantUnmap { .. } => {
-            About::Own
-        }
+        Request::EvtchnNotify { .. }
+        | Request::EvtchnSignal { .. }
+        | Request::EvtchnClose { .. }
+        | Request::CopyBuffer { .. }
+        | Request::CloseCopyBuffer { .. }
+        | Request::GrantUnmap { .. } => About::Own,
         Request::GetDomainInfo { dom }
         | Request::GetDomainCounters { dom }
         | Request::EvtchnStatus { dom, .. }
         | Request::GrantMap { dom, .. }
         | Request::GrantCopy { dom, .. }
+        | Request::GrantCopyBuffer { dom, .. }
         | Request::Restrict { dom }
         | Request::EvtchnBindInterdomain {
             remote_dom: dom, ..

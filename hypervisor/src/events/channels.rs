@@ -23,6 +23,15 @@ pub struct DomainKey {
     pub generation: u64,
 }
 
+/// When the receiver of an event is to hear of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum When {
+    /// At once: a vCPU that runs is interrupted.
+    Now,
+    /// When it next looks, or at once if it waits for events.
+    Soon,
+}
+
 /// What a domain may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -241,6 +250,15 @@ impl EventChannels {
     /// `EINVAL` for a port that is neither one end of a pair, nor an IPI, nor
     /// unbound.
     pub fn send(&self, port: Port) -> Result<(), EventError> {
+        self.send_when(port, When::Now)
+    }
+
+    /// As [`send`](Self::send); a vCPU that runs is interrupted for it only if
+    /// it is to hear now.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub fn send_when(&self, port: Port, when: When) -> Result<(), EventError> {
         let link = {
             let mut table = self.table();
             match &table.slot(port)?.state {
@@ -260,7 +278,7 @@ impl EventChannels {
                 }
             }
         };
-        interdomain::send(self, port, &link);
+        interdomain::send(self, port, &link, when);
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 
 use super::{
     EventChannels, EventError,
-    channels::DomainKey,
+    channels::{DomainKey, When},
     table::{Peer, State, Table},
 };
 use guest_abi::addr::{Port, VcpuId};
@@ -141,7 +141,7 @@ fn unlink(remote: &mut Table, remote_port: Port, local: &EventChannels, port: Po
 }
 
 /// Raises the event at the far end of `port`, unless the pair is broken by now.
-pub(super) fn send(local: &EventChannels, port: Port, link: &Link) {
+pub(super) fn send(local: &EventChannels, port: Port, link: &Link, when: When) {
     let Some(remote) = link.channels() else {
         return;
     };
@@ -151,6 +151,6 @@ pub(super) fn send(local: &EventChannels, port: Port, link: &Link) {
         Err(_) => false,
     };
     if linked {
-        table.deliver(link.port, remote.sink());
+        table.deliver_when(link.port, remote.sink(), when);
     }
 }

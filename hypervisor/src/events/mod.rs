@@ -37,7 +37,7 @@ mod vcpu_info;
 #[cfg(test)]
 mod tests;
 
-pub use channels::{DomainKey, EventChannels, Limits};
+pub use channels::{DomainKey, EventChannels, Limits, When};
 pub use error::EventError;
 pub use notifier::{NotifierSink, PortNotifier};
 pub use poll::PollOutcome;
@@ -58,6 +58,11 @@ pub trait EventSink: Send + Sync {
     /// Marks `port` pending and tells `vcpu` if that is news to it. `false`
     /// if the port was pending already.
     fn set_pending(&self, port: Port, vcpu: VcpuId) -> bool;
+    /// As [`set_pending`](Self::set_pending), but `vcpu`, if it runs, need not
+    /// be interrupted for it.
+    fn set_pending_soon(&self, port: Port, vcpu: VcpuId) -> bool {
+        self.set_pending(port, vcpu)
+    }
     /// Takes a pending mark back, because the port was closed.
     fn clear_pending(&self, port: Port);
     /// Whether `port` is marked pending.

@@ -1,6 +1,11 @@
 //! The ports of one domain, as plain data: no locks, no other domains.
 
-use super::{EventError, EventSink, channels::DomainKey, interdomain::Link, poll::Pollers};
+use super::{
+    EventError, EventSink,
+    channels::{DomainKey, When},
+    interdomain::Link,
+    poll::Pollers,
+};
 use guest_abi::addr::{DomId, Port, VcpuId};
 use std::collections::HashMap;
 
@@ -218,9 +223,18 @@ impl Table {
 
     /// Raises the event of a bound port.
     pub(super) fn deliver(&mut self, port: Port, sink: &dyn EventSink) {
+        self.deliver_when(port, sink, When::Now);
+    }
+
+    /// Raises the event of a bound port, now or soon.
+    pub(super) fn deliver_when(&mut self, port: Port, sink: &dyn EventSink, when: When) {
         let Ok(slot) = self.slot(port) else { return };
         let vcpu = slot.vcpu;
-        if sink.set_pending(port, vcpu) {
+        let marked = match when {
+            When::Now => sink.set_pending(port, vcpu),
+            When::Soon => sink.set_pending_soon(port, vcpu),
+        };
+        if marked {
             for sleeper in self.pollers.take(port) {
                 sink.wake_poller(sleeper);
             }

@@ -36,6 +36,13 @@ pub trait VcpuWaker: Send + Sync {
     /// runs, it shall leave the guest and look. If it is about to sleep, it
     /// must not: the wake-up has to stick until the sleeper sees it.
     fn kick(&self, vcpu: VcpuId);
+    /// As [`kick`](Self::kick), but a vCPU that runs may look when it next leaves
+    /// the guest by itself.
+    fn nudge(&self, vcpu: VcpuId) {
+        self.kick(vcpu);
+    }
+    /// What a [nudge](Self::nudge) has left to wait waits no longer.
+    fn hurry(&self, _vcpu: VcpuId) {}
     /// A port that the vCPU polls became pending: its poll ends, whatever it
     /// masks. This has to stick too.
     fn end_poll(&self, vcpu: VcpuId);
@@ -164,13 +171,23 @@ impl TwoLevel {
         self.words.load_u64(at) & bit != 0
     }
 
-    fn report(&self, port: Port, vcpu: VcpuId) {
-        let news = self
-            .area(vcpu)
-            .is_some_and(|area| area.select(self.words(), port.0 / 64));
-        if news {
-            self.waker.kick(vcpu);
+    /// Whether this is news to the vCPU.
+    fn report(&self, port: Port, vcpu: VcpuId) -> bool {
+        self.area(vcpu)
+            .is_some_and(|area| area.select(self.words(), port.0 / 64))
+    }
+
+    /// Marks `port` pending and calls `tell` if that is news to `vcpu`.
+    /// `false` if the port was pending already.
+    fn mark(&self, port: Port, vcpu: VcpuId, tell: impl FnOnce()) -> bool {
+        let (at, bit) = self.bitmap_word(PENDING, port);
+        if self.words.fetch_or_u64(at, bit) & bit != 0 {
+            return false;
         }
+        if !self.is_masked(port) && self.report(port, vcpu) {
+            tell();
+        }
+        true
     }
 }
 
@@ -180,14 +197,14 @@ impl EventSink for TwoLevel {
     }
 
     fn set_pending(&self, port: Port, vcpu: VcpuId) -> bool {
-        let (at, bit) = self.bitmap_word(PENDING, port);
-        if self.words.fetch_or_u64(at, bit) & bit != 0 {
-            return false;
-        }
-        if !self.is_masked(port) {
-            self.report(port, vcpu);
-        }
-        true
+        let marked = self.mark(port, vcpu, || self.waker.kick(vcpu));
+        // No news, perhaps, because of a mark that was not urgent. This is.
+        self.waker.hurry(vcpu);
+        marked
+    }
+
+    fn set_pending_soon(&self, port: Port, vcpu: VcpuId) -> bool {
+        self.mark(port, vcpu, || self.waker.nudge(vcpu))
     }
 
     fn clear_pending(&self, port: Port) {
@@ -203,8 +220,8 @@ impl EventSink for TwoLevel {
     fn unmask(&self, port: Port, vcpu: VcpuId) {
         let (at, bit) = self.bitmap_word(MASK, port);
         let was_masked = self.words.fetch_and_u64(at, !bit) & bit != 0;
-        if was_masked && self.is_pending(port) {
-            self.report(port, vcpu);
+        if was_masked && self.is_pending(port) && self.report(port, vcpu) {
+            self.waker.kick(vcpu);
         }
     }
 

@@ -94,6 +94,7 @@ pub struct Interpreter {
     code: CodeCache,
     translation_epoch: u64,
     counts: Counts,
+    used: u64,
 }
 
 impl Interpreter {
@@ -106,7 +107,15 @@ impl Interpreter {
             code: CodeCache::new(),
             translation_epoch,
             counts: Counts::default(),
+            used: 0,
         }
+    }
+
+    /// How much budget all runs together have used: instructions, and repeated
+    /// ones for what they moved.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.used
     }
 
     /// What the guest can learn of its processor.
@@ -278,7 +287,9 @@ impl Interpreter {
             };
             alone = Alone::No;
             self.counts.instructions += spent;
-            left = left.saturating_sub(spent + std::mem::take(&mut self.cpu.extra));
+            let cost = spent + std::mem::take(&mut self.cpu.extra);
+            left = left.saturating_sub(cost);
+            self.used += cost;
             match stop {
                 None => {}
                 Some(Stop::OverCode(mfn)) => {

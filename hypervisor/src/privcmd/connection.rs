@@ -85,8 +85,11 @@ fn converse(shared: &Shared, stream: &UnixStream, to: &mut Holder<'_>) -> Result
     };
     let channel = Channel::over(stream, patience);
     while let Some(request) = receive(&channel)? {
+        let is_one_way = request.is_one_way();
         let (outcome, go_on) = to.serve(request);
-        respond(&channel, outcome)?;
+        if !is_one_way {
+            respond(&channel, outcome)?;
+        }
         if !go_on {
             break;
         }

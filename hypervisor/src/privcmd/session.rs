@@ -1,14 +1,14 @@
 //! What one connection holds of domid 0's resources.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Weak},
 };
 
-use domus_privcmd::protocol::MAX_CONNECTION_GRANTS;
+use domus_privcmd::protocol::{MAX_CONNECTION_GRANTS, MAX_COPY_BUFFERS};
 use guest_abi::addr::{DomId, Port};
 
-use crate::{domain::Domain, events::DomainKey, grants::MapTrack, trace::Tracer};
+use crate::{domain::Domain, events::DomainKey, grants::MapTrack, memory::Area, trace::Tracer};
 
 /// The process at the other end, as the kernel vouches for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub struct Session {
     restricted: Option<DomainKey>,
     trace: Option<Arc<Tracer>>,
     debugged: Option<(u16, Weak<Domain>)>,
+    buffers: BTreeMap<u32, Area>,
 }
 
 impl Session {
@@ -45,6 +46,7 @@ impl Session {
             restricted: None,
             trace: None,
             debugged: None,
+            buffers: BTreeMap::new(),
         }
     }
 
@@ -85,6 +87,26 @@ impl Session {
     #[must_use]
     pub const fn maps(&self) -> &MapTrack {
         &self.maps
+    }
+
+    /// Keeps a buffer for the connection: its number, or `None` if it has as
+    /// many as it may have.
+    pub fn hold_buffer(&mut self, buffer: Area) -> Option<u32> {
+        let free = |id: &u32| !self.buffers.contains_key(id);
+        let id = (0..MAX_COPY_BUFFERS).find(free)?;
+        self.buffers.insert(id, buffer);
+        Some(id)
+    }
+
+    /// A buffer of the connection's.
+    #[must_use]
+    pub fn buffer(&self, id: u32) -> Option<&Area> {
+        self.buffers.get(&id)
+    }
+
+    /// Gives a buffer up.
+    pub fn forget_buffer(&mut self, id: u32) -> Option<()> {
+        self.buffers.remove(&id).map(drop)
     }
 
     /// The only domain that it may get at, if it asked for that.

@@ -91,8 +91,11 @@ pub struct Vcpu {
     aside: Option<aside::Aside>,
     flush_aside: Cell<bool>,
     checker: Option<check::Checker>,
-    /// Where the last kick found the guest in the VM.
-    kicked_at: Option<u64>,
+    /// Where a kick has just found the guest in the VM.
+    kicked_at: Option<(u64, u64)>,
+    /// What the guest's code goes on after: the last trap's kind, or the event
+    /// that was delivered. Tells stretches apart that begin at one place.
+    why: u64,
     /// The interpreter's cached translations are to be dropped.
     flush_ahead: Cell<bool>,
     /// The last spurious page fault: rip, cr2, and how often.

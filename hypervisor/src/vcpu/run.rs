@@ -2,6 +2,7 @@
 
 use super::{
     Crash, GuestState, RunAhead, Vcpu, VcpuShared, VcpuTime, Wait, check::Checker, request,
+    run_ahead,
 };
 use crate::{
     cpu::{Trap, reg},
@@ -29,6 +30,8 @@ use std::{
 
 /// Stack of a vCPU thread: its deepest path is a page-table validation.
 const THREAD_STACK: usize = 512 << 10;
+/// [`Vcpu::why`] for an event; its port is in the lower bits.
+const WHY_EVENT: u64 = 1 << 32;
 /// Ports that the record of a delivery names.
 const TRACED_PORTS: usize = 16;
 
@@ -98,6 +101,7 @@ impl Vcpu {
             flush_aside: true.into(),
             checker,
             kicked_at: None,
+            why: 0,
             flush_ahead: true.into(),
             spurious: (0, 0, 0),
         }
@@ -263,6 +267,8 @@ impl Vcpu {
 
     fn deliver_events(&mut self) -> Result<(), Crash> {
         self.domain.counts.events.fetch_add(1, Relaxed);
+        let first = self.domain.delivery.reported(1).first().copied();
+        self.why = WHY_EVENT | u64::from(first.unwrap_or(0));
         let Some(began) = self.trace_clock(kind::EVENT) else {
             return self.bounce(self.state.event, None);
         };
@@ -319,9 +325,8 @@ impl Vcpu {
         }
         self.domain.counts.entries.fetch_add(1, Relaxed);
         let trap = self.engine.run(&mut entry)?;
-        if trap == Trap::Kick {
-            self.kicked_at = Some(self.state.context.rip);
-        }
+        let kicked = trap == Trap::Kick;
+        self.kicked_at = kicked.then(|| run_ahead::at(&self.state.context));
         Ok(trap)
     }
 

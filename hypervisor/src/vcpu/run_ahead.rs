@@ -23,7 +23,7 @@ use crate::{
     engine::{Engine, EngineError, Entry},
     interp::{Counts, Exit, Interpreter},
 };
-use std::sync::Arc;
+use std::sync::{Arc, atomic::Ordering::Relaxed};
 
 /// Instructions that are interpreted in a microsecond, at least. A stretch is given
 /// up when it has cost as much as the trap that it was to save: then it costs
@@ -41,6 +41,11 @@ const RETRY: u8 = 24;
 /// With more words than this queued the VM is entered, which carries them out.
 const MAX_QUEUED: usize = 2048;
 
+/// A place's stretches are followed so much further than the longest of late.
+const SLACK: u64 = 2;
+/// ... and so far at least.
+const LEAST: u64 = 1_000;
+
 /// What is known of one place.
 #[derive(Debug, Clone, Copy, Default)]
 struct Place {
@@ -48,6 +53,37 @@ struct Place {
     misses: u8,
     /// Visits since it was given up.
     skipped: u8,
+    /// Instructions to the next trap, where one was reached: a little more than
+    /// it mostly takes. 0 is not known.
+    reach: u32,
+}
+
+impl Place {
+    /// How far it is worth to go, when the whole trap is worth `full`.
+    fn worth(&self, full: u64) -> u64 {
+        match self.reach {
+            0 => full,
+            reach => (u64::from(reach) * SLACK).clamp(LEAST, full),
+        }
+    }
+
+    /// A trap was reached after so many instructions.
+    fn reached(&mut self, spent: u64) {
+        let spent = u32::try_from(spent).unwrap_or(u32::MAX);
+        // Quick to grow, slow to shrink.
+        let before = self.reach - self.reach / 64;
+        (self.misses, self.reach) = (0, before.max(spent).max(1));
+    }
+
+    /// None was reached within `budget`.
+    fn missed(&mut self, budget: u64, full: u64) {
+        if budget < full && self.misses == 0 {
+            // It may only take longer than of late.
+            self.reach = 0;
+        } else {
+            self.misses = (self.misses + 1).min(3);
+        }
+    }
 }
 
 /// The interpreter of a vCPU and what it has learnt.
@@ -115,17 +151,19 @@ impl RunAhead {
         self.interpreter.flush_all();
     }
 
-    /// The stack's depth tells callers of one function apart.
-    fn place(context: &Context) -> usize {
+    /// The stack's depth tells callers of one function apart; `why` is what the
+    /// last trap was, for what follows `read` differs from what follows `getpid`.
+    fn place(context: &Context, why: u64) -> usize {
         let mixed = context.rip.wrapping_mul(0x9e37_79b9_7f4a_7c15)
-            ^ (context.gpr[reg::RSP] & 0x3fff) << 40;
+            ^ (context.gpr[reg::RSP] & 0x3fff) << 40
+            ^ why.wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
         usize::try_from(mixed.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 52).unwrap_or(0) % PLACES
     }
 
     fn budget(&mut self, place: usize) -> u64 {
         let known = &mut self.places[place];
         match known.misses {
-            0 => self.full,
+            0 => known.worth(self.full),
             1 => self.full / 2,
             2 => self.full / 8,
             _ if known.skipped >= RETRY => {
@@ -138,15 +176,11 @@ impl RunAhead {
             }
         }
     }
+}
 
-    fn learn(&mut self, place: usize, reached: bool) {
-        let known = &mut self.places[place];
-        known.misses = if reached {
-            0
-        } else {
-            (known.misses + 1).min(3)
-        };
-    }
+/// Where a context is: instruction and stack.
+pub(super) fn at(context: &Context) -> (u64, u64) {
+    (context.rip, context.gpr[reg::RSP])
 }
 
 impl Vcpu {
@@ -156,10 +190,10 @@ impl Vcpu {
         let Some(ahead) = &mut self.ahead else {
             return Ok(None);
         };
-        let place = if self.kicked_at == Some(self.state.context.rip) {
+        let place = if self.kicked_at == Some(at(&self.state.context)) {
             KICKED
         } else {
-            RunAhead::place(&self.state.context)
+            RunAhead::place(&self.state.context, self.why)
         };
         let budget = ahead.budget(place);
         if budget == 0 || !self.settle_tables()? {
@@ -202,6 +236,7 @@ impl Vcpu {
             ahead.flush();
         }
         ahead.interpreter.model().selectors = self.engine.selectors();
+        let (from, before) = (self.state.context.rip, ahead.interpreter.used());
         let mut run = |ahead: &mut RunAhead| {
             let (context, interrupt) = (&mut self.state.context, self.shared.interrupt());
             ahead.interpreter.run(context, root, budget, interrupt)
@@ -212,14 +247,26 @@ impl Vcpu {
             ahead.interpreter.load_fpu(&self.engine.fpu()?);
             exit = run(ahead);
         }
+        let spent = ahead.interpreter.used() - before;
+        self.domain.counts.interpreted.fetch_add(spent, Relaxed);
+        tracing::trace!(
+            from = format_args!("{from:#x}"),
+            to = format_args!("{:#x}", self.state.context.rip),
+            place,
+            budget,
+            spent,
+            ?exit,
+            "ran ahead"
+        );
         Ok(match exit {
             Exit::Trap(trap) => {
-                ahead.learn(place, true);
+                ahead.places[place].reached(spent);
                 Some(trap)
             }
             Exit::Interrupted => Some(Trap::Kick),
             Exit::Budget => {
-                ahead.learn(place, false);
+                let full = ahead.full;
+                ahead.places[place].missed(budget, full);
                 None
             }
             Exit::Unknown | Exit::NeedsFpu => None,

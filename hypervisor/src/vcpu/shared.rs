@@ -42,6 +42,8 @@ pub struct VcpuShared {
     /// Its number.
     pub id: VcpuId,
     requests: AtomicU32,
+    /// A request waits for the guest to leave the VM by itself.
+    nudged: AtomicBool,
     /// Some request waits: what an interpreter looks at.
     interrupt: Arc<AtomicBool>,
     /// Page-table words that other vCPUs changed, to be carried out by this
@@ -84,6 +86,7 @@ impl VcpuShared {
         VcpuShared {
             id,
             requests: AtomicU32::new(0),
+            nudged: AtomicBool::new(false),
             interrupt: Arc::default(),
             deferred: Mutex::default(),
             in_guest: AtomicBool::new(false),
@@ -120,8 +123,29 @@ impl VcpuShared {
         }
     }
 
+    /// As [`request`](Self::request), but a guest that runs in the VM is left
+    /// there until it traps, or until somebody [hurries](Self::hurry).
+    pub fn nudge(&self, bits: u32) {
+        self.requests.fetch_or(bits, SeqCst);
+        self.interrupt.store(true, SeqCst);
+        if self.in_guest.load(SeqCst) {
+            self.nudged.store(true, SeqCst);
+        } else {
+            drop(lock(&self.sleep));
+            self.wake.notify_all();
+        }
+    }
+
+    /// What a [nudge](Self::nudge) has left to wait waits no longer.
+    pub fn hurry(&self) {
+        if self.nudged.swap(false, SeqCst) {
+            self.request(request::EVENT);
+        }
+    }
+
     /// Takes all request bits.
     pub fn take_requests(&self) -> u32 {
+        self.nudged.store(false, SeqCst);
         self.interrupt.store(false, SeqCst);
         self.requests.swap(0, SeqCst)
     }
@@ -377,6 +401,24 @@ mod tests {
         let seen = vcpu.context(Duration::ZERO).unwrap();
         assert_eq!(seen.user_regs.rip, 7);
         assert!(vcpu.take_initial().is_some(), "it is still there");
+    }
+
+    #[test]
+    fn a_nudge_waits_for_the_guest_until_somebody_hurries() {
+        let vcpu = VcpuShared::new(VcpuId(0), 0);
+        assert!(vcpu.enter_guest());
+        vcpu.nudge(request::EVENT);
+        assert!(vcpu.nudged.load(SeqCst), "a running guest is left alone");
+        vcpu.hurry();
+        assert!(!vcpu.nudged.load(SeqCst), "it is hurried once");
+        vcpu.leave_guest();
+        assert_eq!(vcpu.take_requests(), request::EVENT);
+        vcpu.nudge(request::EVENT);
+        assert!(
+            !vcpu.enter_guest(),
+            "the request is seen before the guest runs"
+        );
+        assert!(!vcpu.nudged.load(SeqCst));
     }
 
     #[test]

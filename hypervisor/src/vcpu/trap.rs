@@ -40,6 +40,11 @@ impl Vcpu {
     /// The domain can't go on.
     pub(super) fn handle(&mut self, trap: Trap, stepping: Option<Stepping>) -> Result<(), Crash> {
         self.count(&trap);
+        self.why = match trap {
+            Trap::Syscall => self.state.context.gpr[reg::RAX] & 0xffff_ffff,
+            Trap::Exception { vector, .. } => 1 << 33 | u64::from(vector),
+            Trap::Kick => self.why,
+        };
         match self.debug_trap(stepping, &trap) {
             DebugTrap::Ours => Ok(()),
             DebugTrap::Guests => self.serve_trap(trap),

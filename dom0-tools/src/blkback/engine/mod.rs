@@ -65,6 +65,14 @@ pub trait Engine {
     /// Begins a job.
     fn submit(&mut self, job: Job);
 
+    /// Begins what was submitted, without waiting for it.
+    ///
+    /// # Errors
+    /// What the system gives; the engine can't be used then.
+    fn begin(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// A job that has ended; never waits.
     fn done(&mut self) -> Option<Done>;
 

@@ -213,6 +213,11 @@ impl Engine for Uring {
         self.start(tag);
     }
 
+    fn begin(&mut self) -> io::Result<()> {
+        self.fill();
+        self.enter(0, Some(Duration::ZERO))
+    }
+
     fn done(&mut self) -> Option<Done> {
         if self.ended.is_empty() {
             self.reap();

@@ -31,6 +31,9 @@ impl Bell for FakeBell {
     fn notify(&self) {
         self.0.1.fetch_add(1, Ordering::SeqCst);
     }
+    fn nudge(&self) {
+        self.notify();
+    }
     fn clear(&self) {
         let _ = self.0.0.read();
     }

@@ -264,6 +264,13 @@ impl Client {
         ask!(self, Request::EvtchnNotify { port: port.0 }, Reply::Done => ())
     }
 
+    /// Notifies the other end of one of our ports, without waiting for the
+    /// hypervisor; with `soon`, without interrupting a guest that runs. What
+    /// goes wrong there is not told.
+    pub fn evtchn_signal(&self, port: Port, soon: bool) -> Result<(), ClientError> {
+        self.tell(&Request::EvtchnSignal { port: port.0, soon })
+    }
+
     /// Gives one of our ports back.
     pub fn evtchn_close(&self, port: Port) -> Result<(), ClientError> {
         ask!(self, Request::EvtchnClose { port: port.0 }, Reply::Done => ())

@@ -60,6 +60,9 @@ pub enum ClientError {
         /// What the system said.
         source: io::Error,
     },
+    /// A buffer could not be mapped.
+    #[error("cannot map a buffer: {0}")]
+    Buffer(io::Error),
     /// The request reached the hypervisor and failed there.
     #[error(transparent)]
     Failed(#[from] Failure),

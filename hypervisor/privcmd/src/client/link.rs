@@ -58,6 +58,20 @@ impl Link {
         Ok((response?, fds))
     }
 
+    /// A request without reply.
+    pub fn tell(&self, request: &Request) -> Result<(), ClientError> {
+        let mut slot = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = slot.take().ok_or_else(|| self.disconnected())?;
+        match channel.send(request, &[]) {
+            Err(WireError::Io(e)) if e.kind() == io::ErrorKind::BrokenPipe => {
+                return Err(self.disconnected());
+            }
+            sent => sent?,
+        }
+        *slot = Some(channel);
+        Ok(())
+    }
+
     pub fn hang_up_fd(&self) -> Result<OwnedFd, ClientError> {
         let slot = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = slot.as_ref().ok_or_else(|| self.disconnected())?;

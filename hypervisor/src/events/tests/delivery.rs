@@ -19,6 +19,25 @@ fn an_event_sets_three_levels_and_kicks_once() {
 }
 
 #[test]
+fn an_event_that_may_wait_interrupts_nobody_and_an_urgent_one_does() {
+    let (a, b) = (Guest::new(1, 1, 1023), Guest::new(2, 1, 1023));
+    let world = World::of(&[&a.events, &b.events]);
+    let (pa, pb) = pair(&world, &a.events, &b.events);
+    b.take_events(0);
+    let (kicks, nudges) = (b.kicks(0), b.nudges(0));
+    a.events.send_when(pa, When::Soon).unwrap();
+    assert!(b.pending_bit(pb) && b.sink.pending(VcpuId(0)));
+    assert_eq!((b.kicks(0), b.nudges(0)), (kicks, nudges + 1));
+    // Marked already, so no news; but who waits has waited enough.
+    let hurries = b.hurries(0);
+    a.events.send(pa).unwrap();
+    assert_eq!((b.kicks(0), b.hurries(0)), (kicks, hurries + 1));
+    b.take_events(0);
+    a.events.send(pa).unwrap();
+    assert_eq!(b.kicks(0), kicks + 1);
+}
+
+#[test]
 fn a_masked_port_waits_for_its_unmask() {
     let a = Guest::new(1, 1, 1023);
     let port = a.events.bind_ipi(VcpuId(1)).unwrap();

@@ -26,11 +26,19 @@ pub(super) const SELF: DomId = DomId::SELF;
 pub(super) struct Counter {
     kicks: [AtomicU32; 4],
     ended: [AtomicU32; 4],
+    nudges: [AtomicU32; 4],
+    hurries: [AtomicU32; 4],
 }
 
 impl VcpuWaker for Counter {
     fn kick(&self, vcpu: VcpuId) {
         self.kicks[vcpu.0 as usize].fetch_add(1, Ordering::SeqCst);
+    }
+    fn nudge(&self, vcpu: VcpuId) {
+        self.nudges[vcpu.0 as usize].fetch_add(1, Ordering::SeqCst);
+    }
+    fn hurry(&self, vcpu: VcpuId) {
+        self.hurries[vcpu.0 as usize].fetch_add(1, Ordering::SeqCst);
     }
     fn end_poll(&self, vcpu: VcpuId) {
         self.ended[vcpu.0 as usize].fetch_add(1, Ordering::SeqCst);
@@ -100,6 +108,14 @@ impl Guest {
 
     pub(super) fn kicks(&self, vcpu: usize) -> u32 {
         self.counter.kicks[vcpu].load(Ordering::SeqCst)
+    }
+
+    pub(super) fn nudges(&self, vcpu: usize) -> u32 {
+        self.counter.nudges[vcpu].load(Ordering::SeqCst)
+    }
+
+    pub(super) fn hurries(&self, vcpu: usize) -> u32 {
+        self.counter.hurries[vcpu].load(Ordering::SeqCst)
     }
 
     pub(super) fn polls_ended(&self, vcpu: usize) -> u32 {

@@ -122,6 +122,11 @@ fn no_event_is_lost_between_mask_and_unmask() {
                 sent.fetch_add(1, Ordering::SeqCst);
                 a.events.send(pa).unwrap();
             }
+            // The last one is numbered well before it is sent, so that who
+            // takes it has read its number.
+            sent.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(50));
+            a.events.send(pa).unwrap();
             done.store(true, Ordering::SeqCst);
         });
         scope.spawn(|| {
