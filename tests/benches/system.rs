@@ -12,6 +12,8 @@ mod disks;
 mod load;
 #[path = "system/network.rs"]
 mod network;
+#[path = "system/software.rs"]
+mod software;
 
 use std::{
     fs,
@@ -153,7 +155,8 @@ fn boot_and_compute() {
     println!(
         "Debian's kernel to user space, 256 MiB, 1 vCPU: {first:.2?} at first, {again:.2?} with its kernel kept unpacked"
     );
-    match qemu_boot() {
+    let qemu = qemu_boot();
+    match qemu {
         Some(qemu) => println!(
             "  QEMU's TCG: {qemu:.2?}, ratio {:.2} at first, {:.2} then (target 0.33)",
             first.as_secs_f64() / qemu.as_secs_f64(),
@@ -176,6 +179,7 @@ fn boot_and_compute() {
         let counts = counts.lines().next().unwrap_or_default();
         println!("traps of that guest: set_trap_table{counts}");
     }
+    software::boot(BOOT_PATIENCE, qemu);
 }
 
 /// From `xm create` to user space.
