@@ -1,4 +1,4 @@
-//! Nanoseconds of CPU time per interpreted instruction, for a few loops:
+//! Nanoseconds of CPU time per instruction, interpreted and compiled, for a few loops:
 //! `cargo bench -p domus-hypervisor --bench interp`.
 
 #[allow(
@@ -166,9 +166,12 @@ fn cpu_time() -> Duration {
 }
 
 /// The best of a few runs: instructions, and nanoseconds for each.
-fn measure(code: &[u8], budget: u64) -> (u64, f64) {
+fn measure(code: &[u8], budget: u64, compiled: bool) -> (u64, f64) {
     let (machine, root) = machine(code);
     let mut interpreter = Interpreter::new(machine);
+    if compiled {
+        interpreter.compile(None);
+    }
     let interrupt = AtomicBool::new(false);
     let mut best = (0, f64::MAX);
     for _ in 0..5 {
@@ -189,9 +192,13 @@ fn measure(code: &[u8], budget: u64) -> (u64, f64) {
 }
 
 fn main() {
-    println!("{:12} {:>12} {:>8}", "loop", "instructions", "ns each");
+    println!(
+        "{:12} {:>12} {:>8} {:>9}",
+        "loop", "instructions", "ns each", "compiled"
+    );
     for (name, code) in PROGRAMS {
-        let (count, each) = measure(code(), 5_000_000);
-        println!("{name:12} {count:12} {each:8.2}");
+        let (count, each) = measure(code(), 5_000_000, false);
+        let (_, compiled) = measure(code(), 5_000_000, true);
+        println!("{name:12} {count:12} {each:8.2} {compiled:9.2}");
     }
 }

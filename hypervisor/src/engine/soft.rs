@@ -46,6 +46,7 @@ impl SoftVcpu {
         }));
         model.xcr0 = Some(1);
         interpreter.load_fpu(&FpuState::new());
+        interpreter.compile(None);
         SoftVcpu {
             interpreter,
             interrupt,

@@ -112,6 +112,27 @@ impl Cpu {
         Ok(page.frame.ptr.at(address))
     }
 
+    /// Makes a translation for compiled code; false if the interpreter has to do
+    /// the access, because it leaves the page, faults or writes to code's frame.
+    pub fn make_fast(&mut self, address: u64, bytes: u64, write: bool) -> bool {
+        if !within_page(address, bytes) {
+            return false;
+        }
+        let place = if write {
+            self.write_place(address, bytes)
+        } else {
+            self.read_place(address)
+        };
+        let Ok(place) = place else {
+            return false;
+        };
+        if write && self.tlb.writable(address).is_none() {
+            return false;
+        }
+        self.tlb.fill_fast(address, place);
+        true
+    }
+
     /// The page to fetch code from.
     pub fn fetch(&mut self, address: u64) -> Result<Page, Halt> {
         if let Some(page) = self.tlb.code(address) {

@@ -8,6 +8,7 @@
 //! noticed in the next run: every synchronising instruction ends one.
 
 use super::{
+    compiled::{self, Way},
     decode::{Decoded, decode},
     exec::control,
     host::{HostPtr, IS_AMD, copy_out, same_bytes},
@@ -42,6 +43,18 @@ pub struct Block {
     second: Option<Mfn>,
     /// The epoch in which memory was last seen to hold `bytes`; 0 is never.
     checked: u64,
+    form: Form,
+}
+
+/// What is known of a block's compiled form.
+#[derive(Clone, Copy)]
+enum Form {
+    /// It has been found so often.
+    Visits(u32),
+    /// There is one.
+    Compiled(Way),
+    /// There will be none.
+    Never,
 }
 
 /// Where a block is for a virtual address; see [`CodeCache::tag`].
@@ -75,7 +88,7 @@ struct Bytes {
 }
 
 /// AMD's processors decode branches with 16-bit operands differently.
-fn decoder_options() -> u32 {
+pub fn decoder_options() -> u32 {
     if *IS_AMD {
         DecoderOptions::AMD
     } else {
@@ -113,6 +126,78 @@ impl CodeCache {
         &self.blocks[id]
     }
 
+    /// The run's number.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The compiled form of a block just found, if it has one by now.
+    #[inline(always)]
+    pub fn way(&mut self, cpu: &mut Cpu, id: usize) -> Option<Way> {
+        match &mut self.blocks[id].form {
+            Form::Compiled(way) => {
+                let way = *way;
+                if compiled::is_right(cpu, way) {
+                    return Some(way);
+                }
+                self.wrong(cpu, id)
+            }
+            Form::Visits(visits) => {
+                *visits += 1;
+                let often = cpu.compiled.as_ref()?.often();
+                if *visits < often {
+                    return None;
+                }
+                self.compile(cpu, id)
+            }
+            Form::Never => None,
+        }
+    }
+
+    #[cold]
+    fn compile(&mut self, cpu: &mut Cpu, id: usize) -> Option<Way> {
+        self.blocks[id].form = Form::Never;
+        let key = self.blocks[id].key;
+        let (mfn, offset) = (Mfn((key & !MODE) >> 12), key & 0xfff);
+        if key & MODE != 0 || self.blocks[id].second.is_some() {
+            return None;
+        }
+        let compiled = cpu.compiled.as_ref()?;
+        if compiled.way(key).is_none() {
+            let len = compiled::compile(cpu, mfn, offset)?;
+            if cpu.lines.mark(mfn, offset, len) {
+                cpu.tlb.protect(mfn);
+            }
+        }
+        let way = cpu.compiled.as_ref()?.way(key)?;
+        self.blocks[id].form = Form::Compiled(way);
+        compiled::is_right(cpu, way).then_some(way)
+    }
+
+    /// Memory no longer holds the code of a block's compiled form.
+    #[cold]
+    fn wrong(&mut self, cpu: &mut Cpu, id: usize) -> Option<Way> {
+        let mfn = Mfn((self.blocks[id].key & !MODE) >> 12);
+        self.drop_frame(cpu, mfn);
+        None
+    }
+
+    /// Starts anew if there is no room for more compiled code.
+    pub fn make_room(&mut self, cpu: &mut Cpu) {
+        if cpu
+            .compiled
+            .as_ref()
+            .is_some_and(|compiled| compiled.is_full())
+        {
+            self.clear(cpu);
+        }
+    }
+
+    /// What jumps of compiled code are tagged with.
+    pub fn jump_tag(&self, cpu: &Cpu) -> u64 {
+        (self.jump_epoch << 12) | cpu.tlb.generation()
+    }
+
     /// The block at `cpu.rip`.
     #[inline(always)]
     pub fn find(&mut self, cpu: &mut Cpu) -> Result<usize, Halt> {
@@ -135,16 +220,14 @@ impl CodeCache {
     }
 
     fn tag(&self, cpu: &Cpu) -> u64 {
-        let mode = u64::from(cpu.compat.is_some()) << 63;
-        mode | (self.jump_epoch << 12) | cpu.tlb.generation()
+        mode(cpu) | self.jump_tag(cpu)
     }
 
     #[cold]
     #[inline(never)]
     fn find_slow(&mut self, cpu: &mut Cpu) -> Result<usize, Halt> {
         let page = cpu.fetch(cpu.rip)?;
-        let mode = u64::from(cpu.compat.is_some()) << 63;
-        let key = mode | (page.mfn.0 << 12) | (cpu.rip & 0xfff);
+        let key = mode(cpu) | (page.mfn.0 << 12) | (cpu.rip & 0xfff);
         let known = match self.recent(cpu.rip, key) {
             Some(id) => Some(id),
             None => self.by_address.get(&key).copied(),
@@ -221,10 +304,14 @@ impl CodeCache {
             }
             block.checked = 0;
         }
+        if let Some(compiled) = &mut cpu.compiled {
+            compiled.drop_frame(mfn);
+        }
         cpu.lines.remove(mfn);
     }
 
-    fn clear(&mut self, cpu: &mut Cpu) {
+    /// Forgets all code.
+    pub fn clear(&mut self, cpu: &mut Cpu) {
         self.blocks.clear();
         self.by_address.clear();
         self.by_frame.clear();
@@ -232,6 +319,9 @@ impl CodeCache {
         self.operations = 0;
         cpu.lines.clear();
         cpu.vector.plans.clear();
+        if let Some(compiled) = &mut cpu.compiled {
+            compiled.clear();
+        }
     }
 }
 
@@ -248,6 +338,13 @@ pub fn instruction(cpu: &mut Cpu) -> Option<Instruction> {
     let code = &mut buffer[..to_page_end(cpu.rip).min(LONGEST)];
     copy_out(page.frame.ptr.at(cpu.rip), code);
     Some(Decoder::with_ip(bits(cpu), code, cpu.rip, decoder_options()).decode())
+}
+
+/// Marks 32-bit code.
+const MODE: u64 = 1 << 63;
+
+fn mode(cpu: &Cpu) -> u64 {
+    if cpu.compat.is_some() { MODE } else { 0 }
 }
 
 /// How wide code is now.
@@ -284,6 +381,7 @@ fn build(cpu: &mut Cpu, page: &Page, key: u64, limit: u32) -> Result<Block, Halt
         key,
         second: code.second,
         checked: 0,
+        form: Form::Visits(0),
     })
 }
 

@@ -1,4 +1,4 @@
-//! Run-ahead: an interpreter of ring-3 code.
+//! An interpreter of ring-3 code: run-ahead, and the software engine.
 //!
 //! Where a trap to the hypervisor process is dear, the process does not go
 //! back to the engine after it: it interprets the guest's next instructions
@@ -7,7 +7,8 @@
 //!
 //! ```text
 //!   Interpreter::run ── CodeCache (code)  decoded blocks by machine address
-//!        │                  └ decode, exec/*   operand shapes, handlers
+//!        │                  ├ decode, exec/*   operand shapes, handlers
+//!        │                  └ compiled/*       the same for what is met often, compiled
 //!        └──────────── Cpu (state)  registers, flags
 //!                           ├ access, tlb, walk   guest virtual memory
 //!                           ├ vector   vector and x87 registers, stubs
@@ -25,6 +26,7 @@
 
 mod access;
 mod code;
+mod compiled;
 mod decode;
 mod describe;
 mod exec;
@@ -48,6 +50,7 @@ use crate::{
     fpu::FpuState,
 };
 use code::{Block, CodeCache};
+use compiled::{Compiled, Left, Way};
 use exec::string::CHUNK;
 use flags::{AC, TF, VM};
 use guest_abi::addr::{GuestVirt, Mfn};
@@ -82,6 +85,8 @@ pub struct Counts {
     pub runs: u64,
     /// Instructions executed.
     pub instructions: u64,
+    /// Of these, in compiled code.
+    pub compiled: u64,
     /// Runs that ended in a trap.
     pub traps: u64,
     /// Runs that ended at an unknown instruction.
@@ -133,6 +138,22 @@ impl Interpreter {
     #[must_use]
     pub fn selectors(&self) -> [Option<u16>; 6] {
         self.cpu.model.selectors
+    }
+
+    /// Compiles code that is met `often` times, or as many as is usual. Without
+    /// what it takes, code is interpreted as before.
+    pub fn compile(&mut self, often: Option<u32>) {
+        if !compiled::is_possible() {
+            return;
+        }
+        match Compiled::new(often.unwrap_or(compiled::OFTEN)) {
+            Ok(compiled) => {
+                self.code.clear(&mut self.cpu);
+                self.cpu.compiled = Some(Box::new(compiled));
+                self.cpu.tlb.enable_fast();
+            }
+            Err(error) => tracing::warn!(%error, "no memory for compiled code: it is interpreted"),
+        }
     }
 
     /// Gives the vCPU's vector and x87 registers to the interpreter.
@@ -265,11 +286,15 @@ impl Interpreter {
             self.code.forget_addresses();
         }
         self.code.next_epoch();
+        self.code.make_room(&mut self.cpu);
+        self.cpu.negative_epoch = self.code.epoch().wrapping_neg();
+        self.cpu.jump_tag = self.code.jump_tag(&self.cpu);
     }
 
     fn execute(&mut self, budget: u64, interrupt: &AtomicBool) -> Exit {
         let mut left = budget;
         let mut alone = Alone::No;
+        let mut last = Left::Next;
         loop {
             if interrupt.load(Ordering::Relaxed) {
                 return Exit::Interrupted;
@@ -278,10 +303,7 @@ impl Interpreter {
                 return Exit::Budget;
             }
             let (spent, stop) = if alone == Alone::No {
-                match self.code.find(&mut self.cpu) {
-                    Ok(id) => run_block(&mut self.cpu, self.code.block(id)),
-                    Err(_) => (0, Some(self.cpu.stop)),
-                }
+                self.advance(left, &mut last)
             } else {
                 step(&mut self.cpu, alone == Alone::Split)
             };
@@ -301,6 +323,39 @@ impl Interpreter {
                 Some(stop) => return exit(stop),
             }
         }
+    }
+}
+
+impl Interpreter {
+    /// Executes what is at `rip`, in its compiled form if it has one: how many
+    /// instructions, and what stopped it but its end.
+    #[inline(always)]
+    fn advance(&mut self, left: u64, last: &mut Left) -> (u64, Option<Stop>) {
+        let Ok(id) = self.code.find(&mut self.cpu) else {
+            return (0, Some(self.cpu.stop));
+        };
+        if self.cpu.compiled.is_some()
+            && left >= compiled::LEAST
+            && *last != Left::Interpret
+            && let Some(way) = self.code.way(&mut self.cpu, id)
+        {
+            return self.visit(way, left, last);
+        }
+        *last = Left::Next;
+        run_block(&mut self.cpu, self.code.block(id))
+    }
+
+    fn visit(&mut self, way: Way, left: u64, last: &mut Left) -> (u64, Option<Stop>) {
+        if let Some(compiled) = &mut self.cpu.compiled {
+            compiled.remember(self.cpu.rip, self.cpu.jump_tag, way);
+            if let Left::Link(link) = *last {
+                compiled.link(link, way);
+            }
+        }
+        let (spent, left) = compiled::run(&mut self.cpu, way, left);
+        *last = left;
+        self.counts.compiled += spent;
+        (spent, (left == Left::Stopped).then_some(self.cpu.stop))
     }
 }
 

@@ -1,6 +1,7 @@
 //! A vCPU's integer state while it is interpreted.
 
 use super::{
+    compiled::Compiled,
     exec::string::CHUNK,
     flags::{ARITHMETIC, DF, Flags, RF},
     host::{Registers, Word},
@@ -13,7 +14,7 @@ use super::{
 };
 use crate::cpu::{Compat, Context, DataSelectors};
 use guest_abi::addr::Mfn;
-use std::sync::Arc;
+use std::{any::Any, sync::Arc};
 
 /// Why an instruction did not run, or what running it brought about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +111,16 @@ pub struct Cpu {
     pub model: Model,
     /// Vector and x87 registers.
     pub vector: Vector,
+    /// Instructions that compiled code may still execute, while it runs.
+    pub left: i64,
+    /// The negative of the run's number.
+    pub negative_epoch: u64,
+    /// Tells jumps that are known now from those of other tables and times.
+    pub jump_tag: u64,
+    /// Compiled code, if code is compiled.
+    pub compiled: Option<Box<Compiled>>,
+    /// A panic that came up while compiled code ran.
+    pub panic: Option<Box<dyn Any + Send>>,
 }
 
 impl Cpu {
@@ -137,6 +148,11 @@ impl Cpu {
                 xcr0: None,
             },
             vector: Vector::new(),
+            left: 0,
+            negative_epoch: 0,
+            jump_tag: 0,
+            compiled: None,
+            panic: None,
         }
     }
 

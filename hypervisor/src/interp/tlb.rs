@@ -5,14 +5,18 @@
 //! guest that alternates between kernel and user mode live side by side, and
 //! a flush of everything is a new generation. Write permission is cached only
 //! after a walk for writing, which set the dirty bit, and never for a frame
-//! with decoded code.
+//! with decoded code. Compiled code looks at a smaller copy ([`FastTlb`]), which
+//! says nothing that is not said here.
 
-use super::{host::HostPtr, walk::Page};
+use super::{
+    host::{FastTlb, HostPtr},
+    walk::Page,
+};
 use guest_abi::addr::Mfn;
 
 const ENTRIES: usize = 1024;
 const CODE_ENTRIES: usize = 128;
-const ROOTS: usize = 4;
+const ROOTS: usize = super::host::FAST_SETS;
 /// Generations fit the page offset's bits of a tag; 0 is never valid.
 const LAST_GENERATION: u64 = 0xfff;
 const PAGE_MASK: u64 = !0xfff;
@@ -43,6 +47,11 @@ pub struct Tlb {
     root: Mfn,
     generation: u64,
     last_generation: u64,
+    fast: Option<FastTlb>,
+    /// The current root's number among the roots.
+    set: usize,
+    /// Where compiled code finds the current root's translations.
+    pub fast_set: u64,
 }
 
 fn slot(address: u64, entries: usize) -> usize {
@@ -60,7 +69,16 @@ impl Tlb {
             root: Mfn(0),
             generation: 0,
             last_generation: 0,
+            fast: None,
+            set: 0,
+            fast_set: 0,
         }
+    }
+
+    /// Keeps translations for compiled code, too. Then all is flushed.
+    pub fn enable_fast(&mut self) {
+        self.fast = Some(FastTlb::new());
+        self.flush_all();
     }
 
     /// The root in use.
@@ -79,9 +97,12 @@ impl Tlb {
     /// whoever remembers one has to forget it.
     pub fn select(&mut self, root: Mfn) -> bool {
         self.root = root;
-        let known = self.roots.iter().flatten().find(|(mfn, _)| *mfn == root);
-        if let Some((_, generation)) = known {
-            self.generation = *generation;
+        let mut known = (0..).zip(self.roots);
+        if let Some((set, Some((_, generation)))) =
+            known.find(|(_, known)| known.is_some_and(|(mfn, _)| mfn == root))
+        {
+            self.generation = generation;
+            self.use_set(set);
             return false;
         }
         let wrapped = self.last_generation == LAST_GENERATION;
@@ -94,8 +115,25 @@ impl Tlb {
         self.last_generation += 1;
         self.generation = self.last_generation;
         self.roots[self.next_root] = Some((root, self.generation));
+        if let Some(fast) = &mut self.fast {
+            fast.clear(self.next_root);
+        }
+        self.use_set(self.next_root);
         self.next_root = (self.next_root + 1) % ROOTS;
         wrapped
+    }
+
+    fn use_set(&mut self, set: usize) {
+        self.set = set;
+        self.fast_set = self.fast.as_ref().map_or(0, |fast| fast.address(set));
+    }
+
+    /// Keeps a translation of the current root for compiled code.
+    pub fn fill_fast(&mut self, address: u64, place: HostPtr) {
+        let write = self.writable(address).is_some();
+        if let Some(fast) = &mut self.fast {
+            fast.fill(self.set, address, place, write);
+        }
     }
 
     /// Drops all translations; [`Tlb::select`] comes next.
@@ -112,12 +150,18 @@ impl Tlb {
             *entry = Entry::default();
         }
         self.code[slot(address, CODE_ENTRIES)] = CodeEntry::default();
+        if let Some(fast) = &mut self.fast {
+            fast.flush_page(address);
+        }
     }
 
     /// Takes write permission for a frame away.
     pub fn protect(&mut self, mfn: Mfn) {
         for entry in self.entries.iter_mut().filter(|e| e.mfn == mfn.0) {
             entry.write = 0;
+        }
+        if let Some(fast) = &mut self.fast {
+            fast.protect();
         }
     }
 

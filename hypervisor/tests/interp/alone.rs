@@ -7,10 +7,10 @@ use crate::{
 };
 use hypervisor::{
     cpu::{Compat, reg},
-    interp::{Exit, Interpreter},
+    interp::Exit,
 };
 use iced_x86::{Decoder, DecoderOptions};
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::atomic::AtomicBool;
 
 const TF: u64 = 1 << 8;
 /// Where 32-bit code and its data are.
@@ -110,7 +110,7 @@ fn locks_across_lines_are_not_lost_between_vcpus() {
         for _ in 0..2 {
             let (machine, root, mut context) = (&guest.machine, guest.root, guest.context);
             scope.spawn(move || {
-                let mut interpreter = Interpreter::new(Arc::clone(machine) as _);
+                let mut interpreter = crate::interpreter(machine);
                 interpreter.model().alone = true;
                 context.gpr[reg::RSI] = DATA + 60;
                 context.gpr[reg::RCX] = ROUNDS;

@@ -6,7 +6,7 @@ use crate::{
 };
 use hypervisor::{
     cpu::{Context, reg},
-    interp::{Exit, Interpreter},
+    interp::Exit,
 };
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
@@ -23,7 +23,7 @@ fn race(guest: &Guest) {
             context.gpr[reg::RSP] -= 0x100 * vcpu;
             let (machine, root) = (guest.machine.clone(), guest.root);
             scope.spawn(move || {
-                let mut interpreter = Interpreter::new(machine);
+                let mut interpreter = crate::interpreter(&machine);
                 let go = AtomicBool::new(false);
                 let exit = interpreter.run(&mut context, root, u64::MAX, &go);
                 assert_eq!(exit, END, "at {:#x}", context.rip);

@@ -364,7 +364,7 @@ fn cpuid_and_time_come_from_the_model() {
 #[test]
 fn any_bytes_run_or_stop_cleanly() {
     let mut random = Random(7);
-    for _ in 0..20_000 {
+    for _ in 0..crate::FRESH {
         let mut guest = Guest::new(&[]);
         let mut code = Vec::new();
         while code.len() < 64 {
@@ -389,12 +389,12 @@ fn any_bytes_run_or_stop_cleanly() {
         guest.interpreter.load_fpu(&fpu);
         guest.interpreter.model().xcr0 = Some(7);
         guest.context.rip = CODE + 0xfe0;
-        let mut exit = guest.run_for(100);
+        let mut exit = guest.run_for(300);
         for _ in 0..4 {
             if exit != Exit::Budget {
                 break;
             }
-            exit = guest.run_for(100);
+            exit = guest.run_for(300);
         }
         let repeats = match exit {
             Exit::Trap(Trap::Exception { vector, .. }) => !matches!(vector, 1 | 3 | 4),

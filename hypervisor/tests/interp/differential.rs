@@ -68,7 +68,7 @@ impl Bench {
         ];
         let mut bench = Bench {
             random: Random(seed),
-            interpreter: Interpreter::new(machine.clone()),
+            interpreter: crate::interpreter(&machine),
             machine,
             root,
             code,

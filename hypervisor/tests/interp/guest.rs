@@ -38,7 +38,7 @@ impl Guest {
         context.gpr[reg::RDI] = DATA;
         context.gpr[reg::RSP] = DATA + 0x800;
         Guest {
-            interpreter: Interpreter::new(machine.clone()),
+            interpreter: crate::interpreter(&machine),
             machine,
             root,
             code: frame,

@@ -13,3 +13,14 @@ mod machine;
 mod native;
 mod paging;
 mod random;
+
+use hypervisor::interp::Interpreter;
+use std::sync::Arc;
+
+/// Guests that a test of many makes.
+const FRESH: u32 = 20_000;
+
+/// An interpreter that compiles nothing.
+fn interpreter(machine: &Arc<machine::Machine>) -> Interpreter {
+    Interpreter::new(Arc::clone(machine) as _)
+}

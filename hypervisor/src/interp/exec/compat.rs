@@ -6,10 +6,9 @@
 //! bases, but limits are not checked. Segments other than FS and GS are flat:
 //! their selectors are loaded only then.
 
-use super::stack::{FOR_ENGINE, POPPED};
+use super::stack::take_flags;
 use crate::interp::{
     decode::{Choice, Shape},
-    flags::TF,
     host::{IS_AMD, Memory, Word},
     op::{Flow, Halt, Handler, Op, Outcome, slot},
     state::{Cpu, Stop},
@@ -108,19 +107,8 @@ fn pushf(cpu: &mut Cpu, _: &Op) -> Outcome {
 }
 
 fn popf(cpu: &mut Cpu, op: &Op) -> Outcome {
-    let (value, stack) = top::<u32>(cpu)?;
-    let value = u64::from(value);
-    if value & FOR_ENGINE != 0 && !cpu.model.alone {
-        return cpu.halt(Stop::Unknown);
-    }
-    let kept = cpu.rflags() & !POPPED;
-    cpu.set_rflags(kept | (value & POPPED));
-    cpu.set(slot::RSP, stack);
-    if value & TF != 0 {
-        cpu.rip = cpu.in_page(op.next());
-        return cpu.halt(Stop::Again);
-    }
-    Ok(Flow::Next)
+    let top = top::<u32>(cpu)?;
+    take_flags(cpu, op, top)
 }
 
 fn leave(cpu: &mut Cpu, _: &Op) -> Outcome {

@@ -80,7 +80,13 @@ fn pushf(cpu: &mut Cpu, _: &Op) -> Outcome {
 }
 
 fn popf(cpu: &mut Cpu, op: &Op) -> Outcome {
-    let (value, stack) = cpu.top::<u64>()?;
+    let top = cpu.top::<u64>()?;
+    take_flags(cpu, op, top)
+}
+
+/// Ends a `popf`: the word popped, and the stack pointer after it.
+pub(super) fn take_flags<W: Memory>(cpu: &mut Cpu, op: &Op, (word, stack): (W, W)) -> Outcome {
+    let value = word.zext();
     if value & FOR_ENGINE != 0 && !cpu.model.alone {
         return cpu.halt(Stop::Unknown);
     }

@@ -1,7 +1,8 @@
 //! What the interpreter lets the host processor do: arithmetic with its flags,
 //! and accesses to guest memory.
 //!
-//! Law: these files hold all `unsafe` code of the interpreter. An instruction
+//! Law: these files hold all `unsafe` code of the interpreter, but for what
+//! compiled code hands back to us (`compiled/calls.rs`). An instruction
 //! of the guest is executed by the same instruction of the host, on values
 //! (`arith`, `muldiv`, `bits`) or on memory (`memory`, `atomic`). Guest memory
 //! is touched by single assembler instructions only, so that an access is as
@@ -11,6 +12,8 @@
 mod arith;
 mod atomic;
 mod bits;
+mod code_memory;
+mod fast;
 mod memory;
 mod muldiv;
 mod stub;
@@ -19,6 +22,10 @@ mod word;
 pub use arith::{Arith, WideArith};
 pub use atomic::{Atomic, WideAtomic, cmpxchg16b};
 pub use bits::{BitWord, Checksum, VexWord};
+pub use code_memory::{CodeMemory, enter};
+pub use fast::{
+    ADDEND as FAST_ADDEND, FastTlb, READ as FAST_READ, SETS as FAST_SETS, WRITE as FAST_WRITE,
+};
 pub use memory::{
     FramePtr, HostPtr, Memory, copy_out, random_number, random_seed, same_bytes, time_stamp,
 };

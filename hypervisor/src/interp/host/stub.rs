@@ -2,23 +2,14 @@
 //! loads and stores of the registers that it uses.
 //!
 //! Law: what is written here was encoded by us from an instruction on the
-//! list of `vector::plan`, its memory operand replaced by `[rsi]`; no byte
-//! of a guest's is ever executed. The memory is mapped twice, once writable and
-//! once executable, never both.
+//! list of `vector::plan`, its memory operand replaced by `[rsi]`.
 
-use super::{HostPtr, Registers, Word};
+use super::{CodeMemory, HostPtr, Registers, Word};
 use crate::{
     fpu::{FpuState, MXCSR_INIT},
     interp::flags::Flags,
 };
-use std::{
-    arch::asm, ffi::c_void, io, mem::offset_of, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull,
-};
-
-use nix::sys::{
-    memfd::{MFdFlags, memfd_create},
-    mman::{MapFlags, ProtFlags, mmap, munmap},
-};
+use std::{io, mem::offset_of};
 
 /// Bytes of code of one vCPU: some two thousand stubs.
 const CAPACITY: usize = 256 << 10;
@@ -94,14 +85,7 @@ impl Stub {
 }
 
 /// Memory for stubs.
-pub struct StubMemory {
-    write: NonNull<c_void>,
-    execute: NonNull<c_void>,
-    used: usize,
-}
-
-// SAFETY: the two mappings belong to this value alone.
-unsafe impl Send for StubMemory {}
+pub struct StubMemory(CodeMemory);
 
 impl StubMemory {
     /// Maps an empty piece.
@@ -109,90 +93,16 @@ impl StubMemory {
     /// # Errors
     /// The kernel's.
     pub fn new() -> io::Result<Self> {
-        let file = memfd_create(c"domus-stubs", MFdFlags::MFD_CLOEXEC)?;
-        nix::unistd::ftruncate(&file, CAPACITY.try_into().unwrap_or(0))?;
-        let length = NonZeroUsize::new(CAPACITY).ok_or(io::ErrorKind::InvalidInput)?;
-        let map = |protection| {
-            // SAFETY: a new mapping where the kernel likes it.
-            unsafe {
-                mmap(
-                    None,
-                    length,
-                    protection,
-                    MapFlags::MAP_SHARED,
-                    file.as_fd(),
-                    0,
-                )
-            }
-        };
-        let write = map(ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
-        match map(ProtFlags::PROT_READ | ProtFlags::PROT_EXEC) {
-            Ok(execute) => Ok(StubMemory {
-                write,
-                execute,
-                used: 0,
-            }),
-            Err(error) => {
-                // SAFETY: mapped above, used by nobody.
-                let _ = unsafe { munmap(write, CAPACITY) };
-                Err(error.into())
-            }
-        }
+        CodeMemory::new(CAPACITY, 0).map(StubMemory)
     }
 
     /// Adds code; `None` when there is no room left.
     pub fn add(&mut self, code: &[u8]) -> Option<Stub> {
-        let end = self.used.checked_add(code.len())?;
-        if end > CAPACITY {
-            return None;
-        }
-        // SAFETY: `used..end` is inside the mapping, which nobody else writes.
-        unsafe {
-            let to = self.write.as_ptr().cast::<u8>().add(self.used);
-            to.copy_from_nonoverlapping(code.as_ptr(), code.len());
-        }
-        serialise();
-        let stub = Stub(self.execute.as_ptr().addr() + self.used);
-        // A line of its own, so that nothing of it was fetched before.
-        self.used = end.next_multiple_of(64);
-        Some(stub)
+        self.0.add(code).map(Stub)
     }
 
     /// Forgets all code; the addresses handed out are used again.
     pub fn clear(&mut self) {
-        self.used = 0;
-    }
-}
-
-impl Drop for StubMemory {
-    fn drop(&mut self) {
-        for mapping in [self.write, self.execute] {
-            // SAFETY: mapped in `new`; no stub outlives the interpreter.
-            let _ = unsafe { munmap(mapping, CAPACITY) };
-        }
-    }
-}
-
-/// Code written through another mapping is executed only after an instruction
-/// that makes the processor fetch anew; `iretq` to the next line is one.
-fn serialise() {
-    // SAFETY: goes on at its own next instruction with the same stack, flags
-    // and segments.
-    unsafe {
-        asm!(
-            "mov {a}, rsp",
-            "mov {b:e}, ss",
-            "push {b}",
-            "push {a}",
-            "pushfq",
-            "mov {b:e}, cs",
-            "push {b}",
-            "lea {b}, [rip + 2f]",
-            "push {b}",
-            "iretq",
-            "2:",
-            a = out(reg) _,
-            b = out(reg) _,
-        );
+        self.0.clear();
     }
 }

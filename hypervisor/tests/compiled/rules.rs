@@ -1,0 +1,190 @@
+//! What compiling could spoil: code that changes, tables that change, loops that
+//! do not end.
+
+use crate::{
+    guest::{CODE, DATA, END, Guest, page_fault},
+    machine::ALL,
+};
+use hypervisor::{cpu::reg, interp::Exit};
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
+
+/// Runs until something else than the budget ends it.
+fn run_on(guest: &mut Guest) -> Exit {
+    loop {
+        match guest.run_for(1 << 20) {
+            Exit::Budget => {}
+            exit => return exit,
+        }
+    }
+}
+
+#[test]
+fn loops_run_in_compiled_form() {
+    // 2: inc eax; dec ecx; jnz 2b; hlt
+    let mut guest = Guest::new(&[0xff, 0xc0, 0xff, 0xc9, 0x75, 0xfa, 0xf4]);
+    *guest.gpr(reg::RCX) = 100_000;
+    assert_eq!(run_on(&mut guest), END);
+    assert_eq!(*guest.gpr(reg::RAX), 100_000);
+    let counts = guest.interpreter.counts();
+    assert_eq!(counts.instructions, 300_000);
+    assert!(counts.compiled > 299_000, "{counts:?}");
+}
+
+/// The immediate of the loop's own `add` is counted up through another mapping.
+#[test]
+fn a_loop_may_change_itself_through_another_mapping() {
+    // 2: add eax, 0; inc dword [rdi]; dec ecx; jnz 2b; hlt
+    let code = [0x05, 0, 0, 0, 0, 0xff, 0x07, 0xff, 0xc9, 0x75, 0xf5, 0xf4];
+    let mut guest = Guest::new(&code);
+    let alias = 0x1234_5000;
+    guest.machine.map(guest.root, alias, guest.code, ALL);
+    *guest.gpr(reg::RDI) = alias + 1;
+    *guest.gpr(reg::RCX) = 1000;
+    assert_eq!(run_on(&mut guest), END);
+    assert_eq!(*guest.gpr(reg::RAX), 999 * 1000 / 2);
+}
+
+/// A store to a page of which one line is code, from that code, in a loop.
+#[test]
+fn data_beside_a_compiled_loop_can_be_written() {
+    // 2: inc qword [rdi]; dec ecx; jnz 2b; hlt
+    let mut guest = Guest::new(&[0x48, 0xff, 0x07, 0xff, 0xc9, 0x75, 0xf9, 0xf4]);
+    *guest.gpr(reg::RDI) = CODE + 0x800;
+    *guest.gpr(reg::RCX) = 1000;
+    assert_eq!(run_on(&mut guest), END);
+    assert_eq!(
+        guest.machine.read(guest.code, 0x800, 2),
+        1000u16.to_le_bytes()
+    );
+}
+
+#[test]
+fn a_long_run_sees_what_another_vcpu_writes_into_its_code() {
+    // 2: inc rax; jmp 2b
+    let mut guest = Guest::new(&[0x48, 0xff, 0xc0, 0xeb, 0xfb]);
+    let (machine, code) = (guest.machine.clone(), guest.code);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            // The jump's distance becomes 0, and `hlt` comes after it.
+            machine.write(code, 5, &[0xf4]);
+            machine.write(code, 4, &[0]);
+        });
+        assert_eq!(run_on(&mut guest), END);
+    });
+    assert_eq!(guest.context.rip, CODE + 5);
+}
+
+#[test]
+fn an_endless_loop_stops_within_a_millisecond() {
+    // 2: inc rax; mov [rdi], rax; jmp 2b
+    let mut guest = Guest::new(&[0x48, 0xff, 0xc0, 0x48, 0x89, 0x07, 0xeb, 0xf8]);
+    let mut best = Duration::MAX;
+    // On a busy machine a thread may have to wait for its turn.
+    for _ in 0..50 {
+        let stop = AtomicBool::new(false);
+        let asked = std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(2));
+                let asked = Instant::now();
+                stop.store(true, Relaxed);
+                asked
+            });
+            let (interpreter, context) = (&mut guest.interpreter, &mut guest.context);
+            let exit = interpreter.run(context, guest.root, u64::MAX, &stop);
+            let stopped = Instant::now();
+            assert_eq!(exit, Exit::Interrupted);
+            stopped.duration_since(thread.join().unwrap())
+        });
+        best = best.min(asked);
+        if best < Duration::from_millis(1) {
+            return;
+        }
+    }
+    panic!("the best was {best:?}");
+}
+
+/// Another vCPU makes a page point to one frame and the other, and to none.
+#[test]
+fn tables_may_change_while_they_are_walked() {
+    // 2: mov rbx, [rsi]; cmp rbx, rdx; je 3f; cmp rbx, r8; jne 4f; 3: dec ecx; jnz 2b; 4: hlt
+    let mut guest = Guest::new(&[
+        0x48, 0x8b, 0x1e, 0x48, 0x39, 0xd3, 0x74, 0x05, 0x4c, 0x39, 0xc3, 0x75, 0x04, 0xff, 0xc9,
+        0x75, 0xef, 0xf4,
+    ]);
+    let (machine, root) = (guest.machine.clone(), guest.root);
+    let frames = [guest.data, machine.alloc()];
+    for (frame, value) in frames.iter().zip([0x1111u64, 0x2222]) {
+        machine.write(*frame, 0, &value.to_le_bytes());
+    }
+    *guest.gpr(reg::RDX) = 0x1111;
+    *guest.gpr(reg::R8) = 0x2222;
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Relaxed) {
+                machine.map(root, DATA, frames[0], ALL);
+                machine.map(root, DATA, frames[1], ALL);
+                machine.map(root, DATA, frames[0], 0);
+            }
+            machine.map(root, DATA, frames[1], ALL);
+        });
+        for _ in 0..300 {
+            *guest.gpr(reg::RCX) = 200;
+            guest.context.rip = CODE;
+            let exit = run_on(&mut guest);
+            if exit == END {
+                assert_eq!(*guest.gpr(reg::RCX), 0, "another value was seen");
+            } else {
+                assert_eq!(exit, page_fault(4, DATA));
+                assert_eq!(guest.context.rip, CODE);
+            }
+        }
+        over.store(true, Relaxed);
+    });
+    guest.context.rip = CODE;
+    *guest.gpr(reg::RCX) = 5;
+    assert_eq!(run_on(&mut guest), END);
+    assert_eq!(*guest.gpr(reg::RBX), 0x2222);
+}
+
+/// Calls and returns, and jumps to addresses in tables, between pages that the
+/// same frames give under another root, too.
+#[test]
+fn jumps_are_not_remembered_for_other_tables() {
+    // call rax; hlt
+    let mut guest = Guest::new(&[0xff, 0xd0, 0xf4]);
+    let there = CODE + 0x10_0000;
+    let first = guest.machine.map_new(guest.root, there, ALL);
+    // mov ebx, 1; ret
+    guest.machine.write(first, 0, &[0xbb, 1, 0, 0, 0, 0xc3]);
+    let other = guest.machine.alloc();
+    for (address, mfn) in [(CODE, guest.code), (DATA, guest.data)] {
+        guest.machine.map(other, address, mfn, ALL);
+    }
+    let second = guest.machine.map_new(other, there, ALL);
+    guest.machine.write(second, 0, &[0xbb, 2, 0, 0, 0, 0xc3]);
+    *guest.gpr(reg::RAX) = there;
+    let roots = [guest.root, other];
+    for round in 0..40 {
+        guest.root = roots[round % 2];
+        assert_eq!(guest.rerun(), END);
+        assert_eq!(*guest.gpr(reg::RBX), 1 + (round % 2) as u64);
+    }
+}
+
+/// What jumps lead to must be canonical, whatever lay there before.
+#[test]
+fn a_call_of_no_address_pushes_nothing() {
+    // call rax; hlt
+    let mut guest = Guest::new(&[0xff, 0xd0, 0xf4]);
+    let stack = *guest.gpr(reg::RSP);
+    for _ in 0..3 {
+        *guest.gpr(reg::RAX) = 1 << 63;
+        assert_eq!(guest.rerun(), END);
+        assert_eq!((guest.context.rip, *guest.gpr(reg::RSP)), (CODE, stack));
+    }
+}
