@@ -10,7 +10,7 @@
 //!
 //! **Limits.** Which of a function's errors comes when, no text search can tell.
 
-use domus_tests::reference::{CODE, PAGES, Page, Reference, SECTIONS, read};
+use domus_tests::reference::{CODE, PAGES, Page, Reference, SECTIONS, read, table};
 use std::{
     collections::BTreeSet,
     fs,
@@ -106,8 +106,7 @@ fn each_hypercall_that_is_served_has_a_whole_page() {
     let numbers: BTreeSet<u64> = reference.pages.iter().map(|page| page.number).collect();
     assert_eq!(numbers.len(), reference.dispatcher.served.len());
     let dispatcher = code(&root().join(CODE).join("mod.rs"));
-    let (_, table) = dispatcher.split_once("\nfn call(").expect("fn call");
-    let known = names(table, "HYPERVISOR_");
+    let known = names(table(&dispatcher).expect("a table"), "HYPERVISOR_");
     let listed = reference.dispatcher.served.iter().map(|(name, ..)| name);
     let listed: BTreeSet<&str> = listed
         .chain(&reference.dispatcher.forbidden)

@@ -95,13 +95,10 @@ impl Reference {
 }
 
 impl Dispatcher {
-    /// Reads the `match` of `fn call`.
+    /// Reads the table: one `match` on the number.
     fn read(file: &Path) -> Self {
         let text = read(file);
-        let (_, body) = text
-            .split_once("\nfn call(")
-            .unwrap_or_else(|| panic!("{}: no fn call", file.display()));
-        let body = body.split("\n}\n").next().unwrap_or(body);
+        let body = table(&text).unwrap_or_else(|| panic!("{}: no {TABLE}", file.display()));
         let mut dispatcher = Dispatcher {
             served: Vec::new(),
             forbidden: Vec::new(),
@@ -126,8 +123,18 @@ impl Dispatcher {
     }
 }
 
+/// How the table of hypercalls begins.
+const TABLE: &str = "match number {";
+
+/// The dispatcher's table of hypercalls, in its source.
+#[must_use]
+pub fn table(source: &str) -> Option<&str> {
+    let (_, body) = source.split_once(TABLE)?;
+    body.split("\n}\n").next()
+}
+
 /// The first `module::function(` of an arm. The grants' arm calls a function
-/// beside `call`, named after nothing.
+/// beside the table, named after nothing.
 fn called(answer: &str) -> Option<(String, String)> {
     if answer.trim_start().starts_with("grants(") {
         return Some(("grant_table_op".into(), "grant_table_op".into()));
