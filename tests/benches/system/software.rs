@@ -43,7 +43,10 @@ pub fn boot(patience: Duration, qemu: Option<Duration>) {
 /// The CPU time of the domain.
 fn cpu_seconds(domus: &Installation) -> f64 {
     let list = domus.xm(&["list", NAME]).output();
-    let last = list.lines().last().and_then(|line| line.split(' ').last());
+    let last = list
+        .lines()
+        .last()
+        .and_then(|line| line.split(' ').next_back());
     last.and_then(|word| word.parse().ok())
         .unwrap_or_else(|| panic!("no time in {list:?}"))
 }
