@@ -290,11 +290,11 @@ fn undefined(report: &mut Report, user: &UserSpace) {
 
 fn changed_code(report: &mut Report, user: &UserSpace) {
     let mut right = 0;
-    for value in 1..=50u64 {
+    for value in 1..=50u8 {
         // mov ebx, value
-        user.write_code(&[0xbb, value as u8, 0, 0, 0]);
+        user.write_code(&[0xbb, value, 0, 0, 0]);
         let frame = user.run(|_| ());
-        right += u64::from(frame.number == TRAP_SYSCALL && frame.rbx == value);
+        right += u64::from(frame.number == TRAP_SYSCALL && frame.rbx == u64::from(value));
     }
     report.check(
         right == 50,
@@ -527,11 +527,11 @@ fn second_vcpu(report: &mut Report) -> Result<(), Errno> {
         mm::allocate().ok_or(Errno::ENOMEM)?,
     ];
     let mut entries = [0; 3];
-    for (n, page) in (1u64..).zip(pages) {
+    for ((n, entry), page) in (1u64..).zip(&mut entries[1..]).zip(pages) {
         // SAFETY: a page of our own.
         unsafe { (boot::pfn_to_virt(page).0 as *mut u64).write_volatile(n) };
         let mfn = boot::pfn_to_mfn(page).ok_or(Errno::EINVAL)?;
-        entries[n as usize] = mm::entry(mfn, mm::PAGE_PRESENT | mm::PAGE_USER | mm::PAGE_RW);
+        *entry = mm::entry(mfn, mm::PAGE_PRESENT | mm::PAGE_USER | mm::PAGE_RW);
     }
     let root = mm::root().ok_or(Errno::EINVAL)?;
     // SAFETY: nothing else is there.
