@@ -3,6 +3,16 @@
 //! Law: none of these has arithmetic operators. A number that a guest supplied
 //! is moved only by `checked_*` methods, so that an overflow is an error that
 //! somebody handles and never a wrapped value that somebody trusts.
+//!
+//! ```
+//! use guest_abi::addr::{GuestVirt, MachineAddr, Mfn};
+//!
+//! assert_eq!(MachineAddr(0x5678).frame(), Mfn(5));
+//! assert_eq!(MachineAddr(0x5678).page_offset(), 0x678);
+//! assert!(!GuestVirt(0x8000_0000_0000).is_canonical());
+//! // A frame number too large for an address has none.
+//! assert_eq!(Mfn(1 << 60).addr(), None);
+//! ```
 
 /// Bytes in a page.
 pub const PAGE_SIZE: u64 = 4096;

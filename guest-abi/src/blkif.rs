@@ -4,6 +4,16 @@
 //! the part of each to use; with [`BLKIF_OP_INDIRECT`] the list of pages is
 //! itself in granted pages. The layouts are those of the protocol
 //! `x86_64-abi`.
+//!
+//! ```
+//! use guest_abi::blkif::{BLKIF_OP_READ, BlkifRequest};
+//!
+//! let mut request = BlkifRequest::default();
+//! request.operation = BLKIF_OP_READ;
+//! request.nr_segments = 1;
+//! request.sector_number = 2048;
+//! assert_eq!(size_of::<BlkifRequest>(), 112);
+//! ```
 
 use crate::layout::layout;
 

@@ -4,6 +4,18 @@
 //! unmasked, the **failsafe** entry when a return to the guest faulted on a
 //! segment or selector, and the **syscall** entry when user mode executes
 //! `syscall`. Each call pushes a bounce frame on the kernel's stack.
+//!
+//! ```
+//! use guest_abi::callback::{CALLBACKF_MASK_EVENTS, CALLBACKTYPE_SYSCALL, CallbackRegister};
+//!
+//! let syscall = CallbackRegister {
+//!     kind: CALLBACKTYPE_SYSCALL,
+//!     flags: CALLBACKF_MASK_EVENTS,
+//!     address: 0xffff_ffff_8000_1000,
+//!     ..Default::default()
+//! };
+//! assert_eq!(size_of_val(&syscall), 16);
+//! ```
 
 use crate::layout::layout;
 

@@ -3,6 +3,15 @@
 //! Two byte rings in one page; indices run freely and are masked on use. The
 //! guest writes `in_cons` and `out_prod`, the console daemon `in_prod` and
 //! `out_cons`; each tells the other of a change by the console's event channel.
+//!
+//! ```
+//! use guest_abi::console::{XENCONS_OUT_SIZE, XenconsInterface};
+//!
+//! // Indices run freely: the place in the ring is what is left by its size.
+//! let out_prod = u32::MAX;
+//! assert_eq!(out_prod as usize % XENCONS_OUT_SIZE, 2047);
+//! assert_eq!(core::mem::offset_of!(XenconsInterface, output), 1024);
+//! ```
 
 use crate::layout::layout;
 

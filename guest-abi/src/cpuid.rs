@@ -3,6 +3,13 @@
 //! Leaves from 0x40000000 on belong to hypervisors. A PV guest must ask with
 //! the emulation prefix ([`XEN_EMULATE_PREFIX`](crate::arch_x86::XEN_EMULATE_PREFIX)),
 //! for a plain `cpuid` may answer with the hardware's values.
+//!
+//! ```
+//! use guest_abi::cpuid::{XEN_CPUID_SIGNATURE_EBX, xen_cpuid_leaf};
+//!
+//! assert_eq!(&XEN_CPUID_SIGNATURE_EBX.to_le_bytes(), b"XenV");
+//! assert_eq!(xen_cpuid_leaf(1), 0x4000_0001);
+//! ```
 
 /// Leaf 0 of Xen: signature in EBX, ECX, EDX; EAX = the highest leaf.
 pub const XEN_CPUID_FIRST_LEAF: u32 = 0x4000_0000;

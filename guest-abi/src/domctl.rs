@@ -2,6 +2,13 @@
 //!
 //! Only the values that our tools and the hypervisor share; the operations
 //! themselves travel over the control socket in typed form.
+//!
+//! ```
+//! use guest_abi::domctl::{XEN_DOMINF_PAUSED, XEN_DOMINF_SHUTDOWN};
+//!
+//! let flags = XEN_DOMINF_PAUSED;
+//! assert_eq!(flags & XEN_DOMINF_SHUTDOWN, 0);
+//! ```
 
 /// Flag: being destroyed.
 pub const XEN_DOMINF_DYING: u32 = 1 << 0;

@@ -3,6 +3,20 @@
 //! Notes of owner `Xen`, each with a type from below. A string is
 //! NUL-terminated; a number has 4 or 8 bytes. (Old kernels have one section
 //! `__xen_guest` instead, a string of `NAME=value` pairs with commas.)
+//!
+//! ```
+//! use guest_abi::elfnote::{XEN_ELFNOTE_ENTRY, XEN_ELFNOTE_NAME};
+//!
+//! // A note: lengths of name and content, type, name, content.
+//! let entry = 0xffff_ffff_8000_0000_u64;
+//! let note: Vec<u8> = [4, 8, XEN_ELFNOTE_ENTRY]
+//!     .into_iter()
+//!     .flat_map(u32::to_le_bytes)
+//!     .chain(*XEN_ELFNOTE_NAME)
+//!     .chain(entry.to_le_bytes())
+//!     .collect();
+//! assert_eq!(note.len(), 24);
+//! ```
 
 /// The owner's name in each note, with its NUL.
 pub const XEN_ELFNOTE_NAME: &[u8; 4] = b"Xen\0";

@@ -1,5 +1,15 @@
 //! Xen's error numbers (`public/errno.h`). A hypercall that fails returns the
 //! negative of one of these.
+//!
+//! ```
+//! use guest_abi::errno::Errno;
+//!
+//! assert_eq!(Errno::from_return(5), Ok(5));
+//! assert_eq!(Errno::from_return(-16), Err(Errno::EBUSY));
+//! assert_eq!(Errno::EBUSY.to_return(), -16);
+//! assert_eq!(Errno::EBUSY.name(), Some("EBUSY"));
+//! assert_eq!(Errno(999).name(), None);
+//! ```
 
 macro_rules! errnos {
     ($($(#[$doc:meta])* $name:ident = $value:literal, $text:literal;)*) => {

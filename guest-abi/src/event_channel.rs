@@ -8,6 +8,15 @@
 //! With the 2-level layout of this module a domain has 4096 ports: a bit each
 //! in `shared_info.evtchn_pending` and `evtchn_mask`, and a selector bit per
 //! word in each `vcpu_info`.
+//!
+//! ```
+//! use guest_abi::event_channel::{EVTCHN_2L_NR_CHANNELS, EvtchnSend};
+//!
+//! let send = EvtchnSend { port: 5 };
+//! // The port's bit: which word of evtchn_pending, and which bit of it.
+//! assert_eq!((send.port / 64, send.port % 64), (0, 5));
+//! assert_eq!(EVTCHN_2L_NR_CHANNELS, 4096);
+//! ```
 
 use crate::layout::layout;
 

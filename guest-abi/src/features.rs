@@ -1,5 +1,14 @@
 //! `public/features.h`: what the hypervisor offers and a kernel can live
 //! with, as numbers of bits (`XENVER_get_features`, ELF notes).
+//!
+//! ```
+//! use guest_abi::features::{FEATURE_NAMES, XENFEAT_WRITABLE_PAGE_TABLES};
+//!
+//! let name = FEATURE_NAMES
+//!     .iter()
+//!     .find(|(_, bit)| *bit == XENFEAT_WRITABLE_PAGE_TABLES);
+//! assert_eq!(name.unwrap().0, "writable_page_tables");
+//! ```
 
 /// The guest need not write page tables by hypercall.
 pub const XENFEAT_WRITABLE_PAGE_TABLES: u32 = 0;

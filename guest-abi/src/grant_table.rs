@@ -14,6 +14,14 @@
 //!
 //! In version 2 the in-use bits live in a separate array of status words.
 //! Transitive grants (version 2) are a source of trouble and refused here.
+//!
+//! ```
+//! use guest_abi::grant_table::{GNTST_BAD_GNTREF, GTF_PERMIT_ACCESS, GTF_READONLY, gntst_text};
+//!
+//! let flags = GTF_PERMIT_ACCESS | GTF_READONLY;
+//! assert_eq!(flags, 5);
+//! assert!(!gntst_text(GNTST_BAD_GNTREF).is_empty());
+//! ```
 
 use crate::layout::layout;
 

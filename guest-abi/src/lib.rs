@@ -7,6 +7,19 @@
 //! [`memory::MemoryReservation`]). A C union is a plain number, and its doc
 //! says what the number means when. Numbers that a guest supplies are plain
 //! integers here; who uses them wraps them in the types of [`addr`].
+//!
+//! ```
+//! use guest_abi::{addr::Mfn, errno::Errno, xen::hypercall_name};
+//!
+//! // A frame number is not a machine address, and does not wrap.
+//! let frame = Mfn(0x1234);
+//! assert_eq!(frame.addr().unwrap().0, 0x123_4000);
+//! assert_eq!(Mfn(u64::MAX).checked_add(1), None);
+//!
+//! // What a hypercall returns: a value, or an errno negated.
+//! assert_eq!(Errno::from_return(-22), Err(Errno::EINVAL));
+//! assert_eq!(hypercall_name(1), Some("mmu_update"));
+//! ```
 #![no_std]
 
 pub mod addr;

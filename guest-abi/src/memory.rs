@@ -8,6 +8,20 @@
 //!
 //! The command is in the low six bits of the first argument; the bits above
 //! are the hypervisor's, for going on after a preemption: a guest leaves them 0.
+//!
+//! ```
+//! use guest_abi::{addr::DomId, memory::MemoryReservation};
+//!
+//! // One page less, for XENMEM_DECREASE_RESERVATION.
+//! let frames = [0x1234u64];
+//! let less = MemoryReservation {
+//!     extent_start: frames.as_ptr() as u64,
+//!     nr_extents: 1,
+//!     domid: DomId::SELF.0,
+//!     ..Default::default()
+//! };
+//! assert_eq!(less.extent_order, 0);
+//! ```
 
 use crate::layout::layout;
 

@@ -5,6 +5,19 @@
 //! whole packet's, the others' their own. Receive: the front end posts empty
 //! granted pages, the back end fills them. Extra information follows a
 //! packet's first slot in slots of its own ([`NetifExtraInfo`]).
+//!
+//! ```
+//! use guest_abi::netif::{NETTXF_MORE_DATA, NetifTxRequest};
+//!
+//! // The first of two parts of a packet of 6000 bytes.
+//! let first = NetifTxRequest {
+//!     gref: 8,
+//!     flags: NETTXF_MORE_DATA,
+//!     size: 6000,
+//!     ..Default::default()
+//! };
+//! assert_eq!(size_of_val(&first), 12);
+//! ```
 
 use crate::layout::layout;
 

@@ -1,4 +1,14 @@
 //! `public/nmi.h`: `nmi_op`, non-maskable interrupts for the guest.
+//!
+//! ```
+//! use guest_abi::nmi::XennmiCallback;
+//!
+//! let callback = XennmiCallback {
+//!     handler_address: 0xffff_ffff_8000_1000,
+//!     ..Default::default()
+//! };
+//! assert_eq!(size_of_val(&callback), 16);
+//! ```
 
 use crate::layout::layout;
 

@@ -2,6 +2,14 @@
 //!
 //! A domain without hardware uses few of these: the I/O privilege level of
 //! its user mode, and the probes that Linux makes at boot.
+//!
+//! ```
+//! use guest_abi::physdev::PhysdevSetIopl;
+//!
+//! // What PHYSDEVOP_SET_IOPL takes: user mode may use ports from level 3 on.
+//! let level = PhysdevSetIopl { iopl: 3 };
+//! assert_eq!(size_of_val(&level), 4);
+//! ```
 
 use crate::layout::layout;
 

@@ -1,5 +1,14 @@
 //! `public/sched.h`: `sched_op`, how a vCPU gives up its CPU and a domain
 //! its life.
+//!
+//! ```
+//! use guest_abi::sched::{SHUTDOWN_CRASH, SHUTDOWN_POWEROFF, SchedShutdown};
+//!
+//! let end = SchedShutdown {
+//!     reason: SHUTDOWN_POWEROFF,
+//! };
+//! assert_ne!(end.reason, SHUTDOWN_CRASH);
+//! ```
 
 use crate::layout::layout;
 

@@ -1,4 +1,11 @@
 //! `public/sysctl.h`: how the tools speak of the host's capabilities.
+//!
+//! ```
+//! use guest_abi::sysctl::{XEN_SYSCTL_PHYSCAP_HVM, XEN_SYSCTL_PHYSCAP_PV};
+//!
+//! let capabilities = XEN_SYSCTL_PHYSCAP_PV;
+//! assert_eq!(capabilities & XEN_SYSCTL_PHYSCAP_HVM, 0);
+//! ```
 
 /// Runs HVM guests.
 pub const XEN_SYSCTL_PHYSCAP_HVM: u32 = 1 << 0;

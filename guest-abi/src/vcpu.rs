@@ -4,6 +4,18 @@
 //! [`VCPUOP_INITIALISE`] and set going with [`VCPUOP_UP`]. Memory areas that a
 //! guest registers (vcpu_info, runstate, time) are written by the hypervisor
 //! from then on; `vcpu_info` can be moved once and never back.
+//!
+//! ```
+//! use guest_abi::vcpu::VcpuRegisterVcpuInfo;
+//!
+//! // A vcpu_info must not cross the end of its frame: an alignment of 64 sees to it.
+//! let place = VcpuRegisterVcpuInfo {
+//!     mfn: 0x1234,
+//!     offset: 64,
+//!     ..Default::default()
+//! };
+//! assert_eq!(place.offset % 64, 0);
+//! ```
 
 use crate::layout::layout;
 

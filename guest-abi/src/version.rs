@@ -3,6 +3,13 @@
 //! Strings are NUL-terminated in arrays of fixed size. [`XENVER_VERSION`] has
 //! no argument; since any hypercall lets pending events be delivered on its
 //! way back, Linux uses it for nothing but that.
+//!
+//! ```
+//! // What XENVER_VERSION returns: major in the upper half, minor in the lower.
+//! let version = 4 << 16 | 17;
+//! assert_eq!((version >> 16, version & 0xffff), (4, 17));
+//! assert_eq!(size_of::<guest_abi::version::CompileInfo>(), 144);
+//! ```
 
 use crate::layout::layout;
 

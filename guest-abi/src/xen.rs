@@ -9,6 +9,19 @@
 //! Two pages are shared with it from the start: [`StartInfo`], which tells
 //! what it was given, and [`SharedInfo`], through which events and time reach
 //! it without any hypercall.
+//!
+//! ```
+//! use guest_abi::xen::{HYPERVISOR_MMU_UPDATE, MMU_NORMAL_PT_UPDATE, MmuUpdate, hypercall_name};
+//!
+//! // An entry's machine address is a multiple of 8; the command is in the low bits.
+//! let clear = MmuUpdate {
+//!     ptr: 0x123_4008 | MMU_NORMAL_PT_UPDATE,
+//!     val: 0,
+//! };
+//! assert_eq!(clear.ptr & !3, 0x123_4008);
+//! assert_eq!(hypercall_name(HYPERVISOR_MMU_UPDATE), Some("mmu_update"));
+//! assert_eq!(hypercall_name(99), None);
+//! ```
 
 use crate::{arch_x86::ArchSharedInfo, arch_x86_64::ArchVcpuInfo, layout::layout};
 

@@ -1,5 +1,12 @@
 //! `public/io/xenbus.h`: the states by which the two halves of a split
 //! driver find together, in the `state` node of each.
+//!
+//! ```
+//! use guest_abi::xenbus::XenbusState;
+//!
+//! assert_eq!(XenbusState::from_number(4), Some(XenbusState::Connected));
+//! assert_eq!(XenbusState::from_number(77), None);
+//! ```
 
 /// A half's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

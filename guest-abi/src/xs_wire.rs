@@ -9,6 +9,19 @@
 //! `req_prod` and `rsp_cons`, the daemon `req_cons` and `rsp_prod`. They run
 //! freely and are masked on use; `prod - cons` is the number of bytes in the
 //! ring and more than [`XENSTORE_RING_SIZE`] is a broken peer.
+//!
+//! ```
+//! use guest_abi::xs_wire::{XS_READ, XsdSockmsg};
+//!
+//! let path = b"name\0";
+//! let head = XsdSockmsg {
+//!     kind: XS_READ,
+//!     req_id: 1,
+//!     len: path.len() as u32,
+//!     ..Default::default()
+//! };
+//! assert_eq!(size_of_val(&head), 16);
+//! ```
 
 use crate::layout::layout;
 

@@ -27,6 +27,7 @@ use crate::{
     hypervisor::Host,
     interp::GuestPhys,
     memory::{BASE_MFN, MachineMemory, MemoryError},
+    mistakes::{Line, Mistakes},
     paging::{LowAccess, Paging},
     shared_words::SharedWords,
     space::Space,
@@ -126,6 +127,8 @@ pub struct Domain {
     pub max_pages: AtomicU64,
     /// What its vCPUs did.
     pub counts: Counts,
+    /// Which of its mistakes it has been told of.
+    pub mistakes: Mistakes,
     /// Its trace, while somebody listens.
     pub tracer: Arc<Tracer>,
     /// Its debugger, where there is one.
@@ -262,6 +265,7 @@ impl Domain {
             vm_assist: AtomicU64::new(0),
             max_pages: AtomicU64::new(spec.max_pages),
             counts: Counts::default(),
+            mistakes: Mistakes::default(),
             tracer: Arc::default(),
             debugger: Debugger::default(),
             grants,
@@ -294,6 +298,15 @@ impl Domain {
         self.space
             .window()
             .ok_or(DomainError::ForeignFrames(Errno::EINVAL))
+    }
+
+    /// Tells the domain's people of a mistake: on the hypervisor's console, and
+    /// from there on its own.
+    pub fn tell(&self, line: &Line<'_>) {
+        let text = line.to_string();
+        tracing::info!("{text}");
+        self.host.console.print(&text);
+        self.host.console_news();
     }
 
     /// Whether it runs, and why not.

@@ -16,7 +16,10 @@ use crate::{
     version,
 };
 use domus_privcmd::protocol::GrantLimits;
-use guest_abi::{addr::DomId, xen::VIRQ_DOM_EXC};
+use guest_abi::{
+    addr::DomId,
+    xen::{VIRQ_CON_RING, VIRQ_DOM_EXC},
+};
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{
@@ -200,6 +203,11 @@ impl Host {
     /// A domain's state has changed: tells Dom0.
     pub fn domain_exception(&self) {
         self.dom0.send_global_virq(VIRQ_DOM_EXC);
+    }
+
+    /// The console has a line about a domain: tells Dom0.
+    pub fn console_news(&self) {
+        self.dom0.send_global_virq(VIRQ_CON_RING);
     }
 }
 

@@ -19,6 +19,7 @@ pub mod hypercall;
 pub mod hypervisor;
 pub mod interp;
 pub mod memory;
+pub mod mistakes;
 pub mod paging;
 pub mod privcmd;
 pub mod shared_words;

@@ -47,7 +47,9 @@ pub enum PlacementError {
         end: u64,
     },
     /// A note's address points outside the kernel.
-    #[error("{what} {address:#x} lies outside the kernel ({start:#x} to {end:#x})")]
+    #[error(
+        "{what} {address:#x} lies outside the kernel ({start:#x} to {end:#x}): mend the note, or the linker script that placed it"
+    )]
     Outside {
         /// The note.
         what: &'static str,
@@ -59,7 +61,7 @@ pub enum PlacementError {
         end: u64,
     },
     /// Not page-aligned.
-    #[error("HYPERCALL_PAGE {0:#x} is not at a page boundary")]
+    #[error("HYPERCALL_PAGE {0:#x} is not at a page boundary: align it to 4096")]
     UnalignedHypercallPage(u64),
 }
 

@@ -26,7 +26,7 @@ use nix::{
 };
 use tracing::{debug, info, warn};
 
-use super::{domain::Bell, store::Store};
+use super::{domain::Bell, sayings::Sayings, store::Store};
 use table::Table;
 
 const RECONNECT: Duration = Duration::from_millis(500);
@@ -67,6 +67,7 @@ struct Ready {
     signal: bool,
     hypervisor_gone: bool,
     store: bool,
+    sayings: bool,
     events: Vec<DomId>,
     keys: Vec<DomId>,
 }
@@ -80,13 +81,14 @@ impl Daemon {
         let signals = catch_signals()?;
         let store = Store::connect().map_err(DaemonError::Store)?;
         let hypervisor = client.hang_up_fd()?;
+        let sayings = Sayings::listen(&client)?;
         let mut daemon = Self {
             client,
             hypervisor,
             store: None,
             retry_store: Instant::now(),
             signals,
-            table: Table::new(log_dir),
+            table: Table::new(log_dir, sayings),
         };
         daemon.use_store(store).map_err(DaemonError::Store)?;
         Ok(daemon)
@@ -106,6 +108,10 @@ impl Daemon {
                 info!("the hypervisor has ended");
                 self.table.end_all(Instant::now());
                 return Ok(());
+            }
+            if ready.sayings || ready.store {
+                // Before the store: it may tell of the domain's end.
+                self.table.hear(&self.client, &ClientBell(&self.client));
             }
             self.serve_store(ready.store);
             let bell = ClientBell(&self.client);
@@ -133,6 +139,7 @@ impl Daemon {
             self.hypervisor.as_fd(),
             PollFlags::empty(),
         );
+        set.add(Source::Sayings, self.table.sayings_fd(), PollFlags::POLLIN);
         if let Some(store) = &self.store {
             set.add(Source::Store, store.as_fd(), PollFlags::POLLIN);
         }
@@ -221,6 +228,7 @@ enum Source {
     Signal,
     Hypervisor,
     Store,
+    Sayings,
     Event(DomId),
     Tty(DomId),
 }
@@ -258,6 +266,7 @@ impl<'fd> PollSet<'fd> {
                 Source::Signal => ready.signal = true,
                 Source::Hypervisor => ready.hypervisor_gone = true,
                 Source::Store => ready.store = true,
+                Source::Sayings => ready.sayings = true,
                 Source::Event(dom) => ready.events.push(dom),
                 Source::Tty(dom) => ready.keys.push(dom),
             }

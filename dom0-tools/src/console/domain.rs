@@ -59,6 +59,8 @@ pub struct Console {
     log: Log,
     backlog: Backlog,
     allowance: Allowance,
+    /// The last line that was printed has not ended.
+    in_line: bool,
 }
 
 impl Console {
@@ -71,6 +73,7 @@ impl Console {
             log,
             backlog: Backlog::new(BACKLOG_LIMIT),
             allowance: Allowance::new(now),
+            in_line: false,
         }
     }
 
@@ -172,6 +175,23 @@ impl Console {
         self.log.reopen();
     }
 
+    /// Adds a text of somebody else's, on lines of its own.
+    pub fn say(&mut self, text: &str) {
+        let own_line = if self.in_line { "\r\n" } else { "" };
+        self.put(format!("{own_line}{text}").as_bytes());
+    }
+
+    /// What is printed: to the log and the backlog.
+    fn put(&mut self, bytes: &[u8]) {
+        self.in_line = bytes.last().is_some_and(|last| *last != b'\n');
+        self.log.write(bytes);
+        if self.backlog.push(bytes) > 0 {
+            // What the kernel holds is older than what was just pushed out: a
+            // late reader shall find the newest without a hole.
+            self.pty.forget_unread();
+        }
+    }
+
     fn take_output(&mut self, bell: &dyn Bell) -> usize {
         let mut buf = [0; XENCONS_OUT_SIZE];
         let count = self.line.ring.take_output(&mut buf);
@@ -179,12 +199,7 @@ impl Console {
             return 0;
         }
         bell.ring(self.line.port);
-        self.log.write(&buf[..count]);
-        if self.backlog.push(&buf[..count]) > 0 {
-            // What the kernel holds is older than what was just pushed out: a
-            // late reader shall find the newest without a hole.
-            self.pty.forget_unread();
-        }
+        self.put(&buf[..count]);
         count
     }
 }

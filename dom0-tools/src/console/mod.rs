@@ -3,7 +3,7 @@
 //! ```text
 //! guest  <-ring page->  xenconsoled  <-pty->  xm console  <->  a person
 //!                           |
-//!                       log file
+//!                       log file    <- also what the hypervisor says of the domain
 //! ```
 //!
 //! Reading order: [`ring`] (the shared page), [`pty`], [`backlog`], [`log`] and
@@ -18,4 +18,5 @@ pub mod log;
 pub mod pty;
 pub mod rate;
 pub mod ring;
+mod sayings;
 mod store;

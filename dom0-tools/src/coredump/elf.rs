@@ -1,6 +1,6 @@
 //! The file's headers: ELF64, little-endian, as `elf.h` has them.
 
-use super::{Source, XenVersion, walk::Run};
+use super::{Format, Source, XenVersion, walk::Run};
 use guest_abi::{addr::PAGE_SIZE, arch_x86::VcpuGuestContext};
 use std::io::{self, Write};
 use zerocopy::IntoBytes;
@@ -50,13 +50,15 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    pub(super) fn new(source: &dyn Source, runs: &[Run]) -> Self {
+    pub(super) fn new(source: &dyn Source, format: Format, runs: &[Run]) -> Self {
+        let for_gdb = format == Format::Gdb;
         let core_notes: Vec<u8> = (1u32..)
             .zip(source.vcpus())
+            .filter(|_| for_gdb)
             .flat_map(|(id, context)| note(b"CORE\0", NT_PRSTATUS, &prstatus(id, context)))
             .collect();
         let xen_notes = xen_notes(source);
-        let phdrs = runs.len() as u64 + 1;
+        let phdrs = if for_gdb { runs.len() as u64 + 1 } else { 0 };
         let core_notes_at = EHDR + phdrs * PHDR + NAMES.len() as u64 * SHDR;
         let pages = source.frames().len() as u64;
         let sizes = [
@@ -101,7 +103,9 @@ impl Layout {
     ) -> io::Result<()> {
         let mut head = self.header();
         let notes = (self.core_notes_at, self.core_notes.len() as u64);
-        head.extend(program_header(PT_NOTE, 0, notes, (0, 0), 0, 4));
+        if self.phdrs != 0 {
+            head.extend(program_header(PT_NOTE, 0, notes, (0, 0), 0, 4));
+        }
         for run in runs {
             let bytes = run.pages * PAGE_SIZE;
             let at = self.pages_at() + run.first * PAGE_SIZE;
@@ -150,7 +154,7 @@ impl Layout {
         to.extend(EM_X86_64.to_le_bytes());
         to.extend(1u32.to_le_bytes());
         to.extend(0u64.to_le_bytes());
-        to.extend(EHDR.to_le_bytes());
+        to.extend((if self.phdrs == 0 { 0 } else { EHDR }).to_le_bytes());
         to.extend((EHDR + self.phdrs * PHDR).to_le_bytes());
         to.extend(0u32.to_le_bytes());
         let phnum = self.phdrs.min(PN_XNUM);

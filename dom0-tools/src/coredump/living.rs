@@ -68,6 +68,9 @@ fn frames(
         frames.extend(known.filter_map(|(mfn, pfn)| Some((mfn, pfn?))));
         done += u64::from(count);
     }
+    // As Xen's tools write them: crash looks for a PFN by halving. And what the
+    // kernel maps in one piece is in one piece then.
+    frames.sort_by_key(|(mfn, pfn)| (*pfn, *mfn));
     Ok(frames)
 }
 

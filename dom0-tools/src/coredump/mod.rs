@@ -1,13 +1,15 @@
 //! Core dumps of domains: `xm dump-core`, and `on_crash = "coredump-..."`.
 //!
-//! One file serves two readers, because both see the same pages:
+//! There are two readers, and crash takes a file with program headers for one of
+//! another kind. So there are two formats, which differ in what stands before the
+//! pages:
 //!
 //! ```text
 //! +------------------+
 //! | ELF header       |
-//! | program headers  |  for gdb: a note with registers, and one PT_LOAD for each
-//! | section headers  |    run of virtual addresses  --------------------------+
-//! | CORE notes       |  for crash: Xen's own sections                         |
+//! | program headers  |  for gdb only: a note with registers, and one PT_LOAD for
+//! | section headers  |    each run of virtual addresses  ---------------------+
+//! | CORE notes       |  for gdb only            Xen's own sections:           |
 //! | .note.Xen        |    magic, counts, version                              |
 //! | .xen_prstatus    |    a vcpu_guest_context for each vCPU                   |
 //! | .xen_shared_info |                                                        |
@@ -41,6 +43,15 @@ use std::{
     path::Path,
 };
 
+/// For whom a dump is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Format {
+    /// With program headers: virtual addresses, for gdb
+    Gdb,
+    /// As Xen's own tools write it, for crash
+    Xen,
+}
+
 /// What is dumped.
 pub trait Source {
     /// The registers of the vCPUs that have any.
@@ -49,7 +60,7 @@ pub trait Source {
     /// The shared info page.
     fn shared_info(&self) -> &[u8];
 
-    /// The domain's frames, rising, with their pseudo-physical numbers.
+    /// The domain's frames with their pseudo-physical numbers, by which they rise.
     fn frames(&self) -> &[(Mfn, Pfn)];
 
     /// What Xen is.
@@ -102,15 +113,17 @@ pub struct Written {
 /// What the system says of the file or of the domain's memory.
 pub fn write(
     source: &dyn Source,
+    format: Format,
     out: &mut (impl Write + Seek),
     mut progress: impl FnMut(u64),
 ) -> io::Result<Written> {
     let root = source
         .vcpus()
         .first()
+        .filter(|_| format == Format::Gdb)
         .map(|context| Mfn(cr3_to_pfn(context.ctrlreg[3])));
     let walked = walk::runs(source, root)?;
-    let layout = Layout::new(source, &walked.runs);
+    let layout = Layout::new(source, format, &walked.runs);
     layout.write_headers(source, &walked.runs, out)?;
     let mut page = [0; PAGE];
     let mut holes = 0;
@@ -142,6 +155,7 @@ pub fn write(
 /// As [`write()`]; there is such a file already.
 pub fn write_file(
     source: &dyn Source,
+    format: Format,
     path: &Path,
     progress: impl FnMut(u64),
 ) -> io::Result<Written> {
@@ -149,7 +163,7 @@ pub fn write_file(
         .write(true)
         .create_new(true)
         .open(path)?;
-    let written = write(source, &mut io::BufWriter::new(&file), progress)
+    let written = write(source, format, &mut io::BufWriter::new(&file), progress)
         .and_then(|written| file.sync_all().map(|()| written));
     if written.is_err() {
         let _ = std::fs::remove_file(path);

@@ -57,7 +57,7 @@ impl Little {
 
     fn dump(&self) -> (Vec<u8>, Written) {
         let mut file = io::Cursor::new(Vec::new());
-        let written = write(self, &mut file, |_| {}).unwrap();
+        let written = write(self, Format::Gdb, &mut file, |_| {}).unwrap();
         (file.into_inner(), written)
     }
 }
@@ -116,6 +116,30 @@ fn crash_finds_xens_sections() {
 }
 
 #[test]
+fn a_dump_for_crash_is_as_xens_own() {
+    let mut file = io::Cursor::new(Vec::new());
+    let written = write(&with_kernel(), Format::Xen, &mut file, |_| {}).unwrap();
+    assert_eq!((written.pages, written.runs), (8, 0));
+    let file = file.into_inner();
+    // crash takes a file with two program headers for another kind of dump.
+    assert_eq!(&file[56..58], &[0, 0], "e_phnum");
+    let elf = object::File::parse(&*file).unwrap();
+    assert_eq!(elf.segments().count(), 0);
+    let section = |name: &str| elf.section_by_name(name).unwrap().data().unwrap();
+    assert_eq!(section(".xen_pages").len(), 8 * PAGE);
+    assert_eq!(section(".xen_pages")[5 * PAGE + 0x123], 0xcc);
+}
+
+#[test]
+fn the_kernels_image_is_not_crowded_out() {
+    let mut domain = with_kernel();
+    // A range that is mapped over and over again comes before it.
+    domain.entry(0, 510, at(0) | RW);
+    let walked = walk::runs(&domain, Some(Mfn(FIRST))).unwrap();
+    assert_eq!(walked.runs[0].virt, 0xffff_ffff_8000_0000);
+}
+
+#[test]
 fn tables_that_say_anything_are_followed_so_far_and_no_further() {
     let mut domain = little();
     // The root refers to itself everywhere: a fifth of an address space of its
@@ -135,8 +159,8 @@ fn tables_that_say_anything_are_followed_so_far_and_no_further() {
 fn a_file_that_could_not_be_finished_is_not_left() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("core");
-    write_file(&little(), &path, |_| {}).unwrap();
-    let again = write_file(&little(), &path, |_| {});
+    write_file(&little(), Format::Gdb, &path, |_| {}).unwrap();
+    let again = write_file(&little(), Format::Gdb, &path, |_| {});
     assert_eq!(again.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     let mut broken = little();
     broken.frames.push((Mfn(0x9999), Pfn(9)));
@@ -163,6 +187,6 @@ fn a_file_that_could_not_be_finished_is_not_left() {
         }
     }
     let other = dir.path().join("other");
-    assert!(write_file(&Broken(broken), &other, |_| {}).is_err());
+    assert!(write_file(&Broken(broken), Format::Gdb, &other, |_| {}).is_err());
     assert!(!other.exists());
 }

@@ -97,7 +97,13 @@ impl Walk<'_> {
                 .rev()
                 .fold(0u64, |word, byte| word << 8 | u64::from(*byte))
         });
-        for (index, entry) in (0..ENTRIES).zip(entries) {
+        let mut entries: Vec<_> = (0..ENTRIES).zip(entries).collect();
+        if level == TOP {
+            // The kernel's image first: before it Linux has a range that maps a few
+            // pages so often (espfix) that nothing would be left for it.
+            entries.rotate_right(1);
+        }
+        for (index, entry) in entries {
             if entry & pte::PRESENT == 0 || (level == TOP && is_hypervisors(index)) {
                 continue;
             }

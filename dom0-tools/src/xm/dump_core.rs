@@ -14,7 +14,7 @@ use guest_abi::{
 
 use super::{Session, error::XmError, host::Host, progress::Progress, table::Subcommand};
 use crate::{
-    coredump::{self, Living, Written},
+    coredump::{self, Format, Living, Written},
     paths,
 };
 
@@ -27,7 +27,8 @@ never used takes no room.
 Examples:
   xm dump-core web1 web1.core
   gdb vmlinux web1.core
-  crash vmlinux web1.core
+  xm dump-core -F xen web1 web1.xen
+  crash vmlinux web1.xen
   xm dump-core -C web1           and crash the domain afterwards"
 )]
 pub struct DumpCore {
@@ -36,6 +37,9 @@ pub struct DumpCore {
     /// Where to (default: dump/NAME-ID.core under the log directory)
     #[arg(value_name = "File")]
     file: Option<PathBuf>,
+    /// For which reader
+    #[arg(short = 'F', long, value_enum, default_value = "gdb")]
+    format: Format,
     /// Let the domain run meanwhile: the dump is of no one moment
     #[arg(short = 'L', long)]
     live: bool,
@@ -58,7 +62,8 @@ impl Subcommand for DumpCore {
         let paused = (!self.live)
             .then(|| Paused::new(&host.hypervisor, domain.id()))
             .transpose()?;
-        let written = dump(&host.hypervisor, domain.id(), &path, &Progress::new(false))?;
+        let progress = Progress::new(false);
+        let written = dump(&host.hypervisor, domain.id(), self.format, &path, &progress)?;
         drop(paused);
         eprintln!("{}", describe(&path, &written));
         let end = match (self.crash, self.reset) {
@@ -115,12 +120,13 @@ pub fn default_path(name: &str, dom: DomId) -> Result<PathBuf, XmError> {
 pub fn dump(
     hypervisor: &Client,
     dom: DomId,
+    format: Format,
     path: &Path,
     progress: &Progress,
 ) -> Result<Written, XmError> {
     let source = Living::open(hypervisor, dom)?;
     let all = coredump::Source::frames(&source).len() as u64;
-    let written = coredump::write_file(&source, path, |done| {
+    let written = coredump::write_file(&source, format, path, |done| {
         let percent = done * 100 / all.max(1);
         progress.step(&format!("Dumping {} MiB: {percent} %", all >> 8));
     });
@@ -155,8 +161,12 @@ pub fn describe(path: &Path, written: &Written) -> String {
     } else {
         ""
     };
+    let ranges = match runs {
+        0 => String::new(),
+        runs => format!("; {runs} ranges of virtual addresses{note}"),
+    };
     format!(
-        "{}: {pages} pages, {holes} of them zero; {runs} ranges of virtual addresses{note}.",
+        "{}: {pages} pages, {holes} of them zero{ranges}.",
         path.display()
     )
 }

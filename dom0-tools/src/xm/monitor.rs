@@ -53,6 +53,7 @@ use super::{
 };
 use crate::{
     config::action::Action,
+    coredump::Format,
     paths, services,
     xenstore::client::{Client as Store, Error as StoreError},
 };
@@ -367,8 +368,13 @@ impl Monitor {
         let dom = DomId(info.dom);
         let dumped =
             dump_core::default_path(self.record.config.name.as_str(), dom).and_then(|path| {
-                let written =
-                    dump_core::dump(&self.host.hypervisor, dom, &path, &Progress::silent())?;
+                let written = dump_core::dump(
+                    &self.host.hypervisor,
+                    dom,
+                    Format::Gdb,
+                    &path,
+                    &Progress::silent(),
+                )?;
                 Ok(dump_core::describe(&path, &written))
             });
         match dumped {

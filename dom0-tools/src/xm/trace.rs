@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Parser, ValueEnum};
 use domus_privcmd::trace::{Record, What, kind};
+use guest_abi::sched::{SHUTDOWN_CRASH, SHUTDOWN_POWEROFF, SHUTDOWN_REBOOT, SHUTDOWN_SUSPEND};
 use serde_json::json;
 
 use super::{
@@ -99,6 +100,14 @@ impl Subcommand for Trace {
                 "Domain-0 is made of ordinary processes: trace those with strace.".into(),
             ));
         }
+        let info = host.hypervisor.domain_info(domain.id())?;
+        if let Some(reason) = info.shutdown {
+            return Err(XmError::Failed(format!(
+                "domain {} {}: there is nothing left to trace",
+                domain.name,
+                end_of(reason)
+            )));
+        }
         let kinds = self.events.iter().fold(0, |all, it| all | it.bits());
         let mut sink = Sink::new(&self, &domain)?;
         let held = Held::hold();
@@ -108,6 +117,10 @@ impl Subcommand for Trace {
             domain.name,
             domain.id().0
         );
+        if info.paused {
+            let name = &domain.name;
+            eprintln!("xm trace: it is paused, and does nothing until `xm unpause {name}`.");
+        }
         let ended = self.follow(&mut host, &domain, &mut sink, &held);
         // An interruption is how a trace usually ends: its table is still due.
         sink.finish()?;
@@ -151,10 +164,32 @@ impl Trace {
                 eprintln!("xm trace: the domain has ended.");
                 return Ok(());
             }
+            if batch.records.is_empty()
+                && let Some(reason) = shutdown_of(host, domain)
+            {
+                eprintln!("xm trace: the domain has ended: it {}.", end_of(reason));
+                return Ok(());
+            }
             if held.arrived() || end.is_some_and(|end| Instant::now() >= end) {
                 return Ok(());
             }
         }
+    }
+}
+
+/// Why a domain that is kept does nothing any more.
+fn shutdown_of(host: &Host, domain: &Domain) -> Option<u32> {
+    let info = host.hypervisor.domain_info(domain.id()).ok()?;
+    info.shutdown
+}
+
+fn end_of(reason: u32) -> String {
+    match reason {
+        SHUTDOWN_POWEROFF => "has powered off".into(),
+        SHUTDOWN_REBOOT => "has rebooted".into(),
+        SHUTDOWN_SUSPEND => "has suspended itself".into(),
+        SHUTDOWN_CRASH => "has crashed".into(),
+        other => format!("has shut down (reason {other})"),
     }
 }
 

@@ -1,4 +1,16 @@
 //! The first steps of a kernel, and what the domain builder told it.
+//!
+//! ```no_run
+//! use guest_abi::{addr::Pfn, kernel::{Boot, boot}};
+//!
+//! fn set_up(boot: &'static Boot) {
+//!     // Console, trap table, shared info, events.
+//!     boot.init().expect("the usual set-up");
+//!     let first = boot::pfn_to_mfn(Pfn(0)).expect("page 0 has a frame");
+//!     assert_eq!(boot::mfn_to_pfn(first), Some(Pfn(0)));
+//!     let _pages = boot.start_info().nr_pages;
+//! }
+//! ```
 
 use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 

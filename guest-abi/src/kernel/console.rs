@@ -1,5 +1,14 @@
 //! Two consoles: the hypervisor's (`console_io`), there from the first
 //! instruction, and the PV console's ring, which a person reads.
+//!
+//! ```no_run
+//! use guest_abi::{kernel::console, kprintln};
+//!
+//! kprintln!("{} and {}", "both consoles", 2);
+//! let mut keys = [0; 16];
+//! let typed = console::ring_read(&mut keys);
+//! assert!(typed <= keys.len());
+//! ```
 
 use core::{
     fmt::{self, Write},

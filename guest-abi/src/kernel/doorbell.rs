@@ -1,4 +1,13 @@
 //! How a driver wakes its other half and waits for it.
+//!
+//! ```no_run
+//! use guest_abi::{addr::Port, kernel::doorbell};
+//!
+//! // Sleeps until one of two drivers has something, or for a second.
+//! let (disk, network) = ([Some(Port(9))], [Some(Port(10)), None]);
+//! let deadline = guest_abi::kernel::time::system_time() + 1_000_000_000;
+//! doorbell::wait_any(&[&disk, &network], deadline).expect("ports of ours");
+//! ```
 
 use super::{event, sched, time};
 use crate::{addr::Port, errno::Errno};

@@ -4,6 +4,20 @@
 //! [`StartInfo`](crate::xen::StartInfo), events masked, a stack of its own
 //! making and nothing else promised. The entry point takes a stack from the
 //! kernel's `.bss` and goes on in Rust.
+//!
+//! ```ignore
+//! #![no_std]
+//! #![no_main]
+//! use guest_abi::{kernel::{Boot, sched}, kprintln, sched::SHUTDOWN_POWEROFF};
+//!
+//! guest_abi::pv_kernel!(main, name = "my-kernel");
+//!
+//! fn main(boot: &'static Boot) -> ! {
+//!     boot.init_console().expect("a console");
+//!     kprintln!("hello");
+//!     sched::shutdown(SHUTDOWN_POWEROFF)
+//! }
+//! ```
 
 /// Bytes of the stack that [`pv_kernel!`](crate::pv_kernel) reserves.
 pub const BOOT_STACK_SIZE: usize = 64 * 1024;

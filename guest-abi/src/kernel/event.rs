@@ -9,6 +9,19 @@
 //! The pending words are the domain's, not the vCPU's: a word may hold bits of
 //! ports whose events go to another vCPU. Those are left alone; the vCPU that
 //! a port was bound to is remembered here.
+//!
+//! ```no_run
+//! use guest_abi::{addr::{DomId, Port}, errno::Errno, kernel::event};
+//!
+//! fn ring_domain(peer: DomId) -> Result<(), Errno> {
+//!     let port = event::alloc_unbound(peer)?;
+//!     event::listen(port, |port: Port| guest_abi::kprintln!("{port:?} rang"))?;
+//!     // ... the peer binds to it; then:
+//!     event::send(port)?;
+//!     event::block();
+//!     event::close(port)
+//! }
+//! ```
 
 use core::{
     arch::asm,

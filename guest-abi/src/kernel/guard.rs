@@ -5,6 +5,15 @@
 //! comes from there, the trap handler puts what happened into the registers
 //! of the result and goes on at a `ret`. Naked, because what a compiled
 //! function keeps in its red zone would be lost to the bounce frame.
+//!
+//! ```no_run
+//! use guest_abi::{addr::GuestVirt, kernel::guard};
+//!
+//! match guard::read(GuestVirt(0)) {
+//!     Ok(word) => guest_abi::kprintln!("{word:#x} is there"),
+//!     Err(fault) => assert_eq!(fault.vector, 14),
+//! }
+//! ```
 
 use core::arch::naked_asm;
 

@@ -3,6 +3,15 @@
 //! The convention: number in `rax`, arguments in `rdi`, `rsi`, `rdx`, `r10`,
 //! `r8`, the instruction `syscall`; the result comes back in `rax`, `rcx` and
 //! `r11` are lost. No hypercall page is needed for that.
+//!
+//! ```no_run
+//! use guest_abi::{errno::Errno, kernel::hypercall};
+//!
+//! assert_eq!(hypercall::console_io_write(b"hello\n"), Ok(0));
+//! // SAFETY: there is no such hypercall.
+//! let answer = unsafe { hypercall::raw(99, [0; 5]) };
+//! assert_eq!(answer, Err(Errno::ENOSYS));
+//! ```
 
 use core::arch::asm;
 
@@ -19,6 +28,9 @@ use crate::{
 pub type Outcome = Result<i64, Errno>;
 
 /// Any hypercall at all, with whatever arguments.
+///
+/// # Errors
+/// Those of the hypercall; `ENOSYS` where there is none of this number.
 ///
 /// # Safety
 /// The caller answers for what the hypercall does to this kernel's memory,

@@ -6,6 +6,19 @@
 //! becomes a table when an entry of a table above (or a pin) names it; from
 //! then on no writable mapping of it may exist, so [`make_table`] first turns
 //! its mapping read-only.
+//!
+//! ```no_run
+//! use guest_abi::{addr::GuestVirt, errno::Errno, kernel::{boot, mm}};
+//!
+//! /// A fresh page at `address`.
+//! fn map_page(address: GuestVirt) -> Result<(), Errno> {
+//!     let root = mm::root().ok_or(Errno::EINVAL)?;
+//!     let page = mm::allocate().ok_or(Errno::ENOMEM)?;
+//!     let frame = boot::pfn_to_mfn(page).ok_or(Errno::EINVAL)?;
+//!     // SAFETY: nothing is mapped there, and the page is nobody's.
+//!     unsafe { mm::map(root, address, mm::entry(frame, mm::PAGE_KERNEL)) }
+//! }
+//! ```
 
 use core::sync::atomic::{AtomicU64, Ordering};
 

@@ -3,6 +3,16 @@
 //! Errors of all: `EINVAL` for a frame that is not this domain's or not of the
 //! type wanted, `EBUSY` where it is in use as something else, `EPERM` where a
 //! foreign frame is named.
+//!
+//! ```no_run
+//! use guest_abi::{errno::Errno, kernel::{mm, mmuext}};
+//!
+//! let table = mm::make_table(mm::allocate().expect("a page")).expect("read-only now");
+//! // SAFETY: an empty table maps nothing.
+//! unsafe { mmuext::pin(1, table) }.expect("it is empty");
+//! mmuext::unpin(table).expect("it is pinned");
+//! assert_eq!(mmuext::unpin(table), Err(Errno::EINVAL));
+//! ```
 
 use super::mm;
 use crate::{

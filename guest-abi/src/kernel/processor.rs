@@ -1,5 +1,12 @@
 //! What a kernel asks about its (virtual) processor: `vcpu_op` beyond starting
 //! one, debug registers, IOPL, NMIs, callbacks, what the hypervisor can.
+//!
+//! ```no_run
+//! use guest_abi::{addr::VcpuId, kernel::processor};
+//!
+//! let state = processor::runstate(VcpuId(0)).expect("there is always a vCPU 0");
+//! guest_abi::kprintln!("state {}, features {:#x}", state.state, processor::features(0).unwrap_or(0));
+//! ```
 
 use super::hypercall::{self, Outcome};
 use crate::{

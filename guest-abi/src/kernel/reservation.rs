@@ -1,4 +1,11 @@
 //! `memory_op`: how much memory the domain has, and changing that.
+//!
+//! ```no_run
+//! use guest_abi::kernel::reservation;
+//!
+//! let (have, most) = (reservation::current(), reservation::maximum());
+//! assert!(have.expect("one's own") <= most.expect("one's own"));
+//! ```
 
 use super::{boot, hypercall};
 use crate::{

@@ -1,4 +1,12 @@
 //! Giving up the CPU, ending the domain, and a lock.
+//!
+//! ```no_run
+//! use guest_abi::{kernel::{sched, time}, sched::SHUTDOWN_POWEROFF};
+//!
+//! // A second's rest, then the end.
+//! sched::poll(&[], time::system_time() + 1_000_000_000).expect("no port is no error");
+//! sched::shutdown(SHUTDOWN_POWEROFF)
+//! ```
 
 use core::{
     fmt::Display,

@@ -2,6 +2,20 @@
 //!
 //! Each vCPU's GS base points to its own record, whose second word is its
 //! number.
+//!
+//! ```no_run
+//! use guest_abi::{addr::VcpuId, kernel::{entry::Stack, smp}, kprintln};
+//!
+//! static STACK: Stack = Stack::new();
+//!
+//! fn second(vcpu: VcpuId) -> ! {
+//!     kprintln!("vCPU {} runs", vcpu.0);
+//!     smp::down()
+//! }
+//!
+//! // SAFETY: nobody else uses the stack.
+//! unsafe { smp::start(VcpuId(1), STACK.top(), second) }.expect("the domain has two vCPUs");
+//! ```
 
 use core::{
     arch::asm,

@@ -1,5 +1,13 @@
 //! System time from the page that the hypervisor keeps, without a hypercall,
 //! and the timers that it sets off.
+//!
+//! ```no_run
+//! use guest_abi::kernel::time;
+//!
+//! let begin = time::system_time();
+//! time::set_singleshot_timer(begin + 1_000_000, 0).expect("no flag, no error");
+//! assert!(time::system_time() >= begin);
+//! ```
 
 use core::{
     arch::x86_64::{_mm_lfence, _rdtsc},

@@ -3,6 +3,19 @@
 //! User mode has a page-table root of its own (`MMUEXT_NEW_USER_BASEPTR`), in
 //! which the kernel is not mapped. The hypervisor changes roots, GS bases and
 //! stacks on the way; both modes are ring 3 to the processor.
+//!
+//! ```no_run
+//! use guest_abi::{addr::{GuestVirt, Mfn}, errno::Errno, kernel::user};
+//!
+//! /// Runs a program until it traps; `root` maps its code and stack, not the kernel.
+//! unsafe fn run(root: Mfn, entry: GuestVirt, stack: GuestVirt) -> Result<u64, Errno> {
+//!     // SAFETY: the caller's duty.
+//!     unsafe {
+//!         user::set_root(root)?;
+//!         Ok(user::run(user::context(entry, stack)).rip)
+//!     }
+//! }
+//! ```
 
 use core::{arch::naked_asm, sync::atomic::Ordering};
 

@@ -157,6 +157,17 @@ impl TwoLevel {
         ports.take(max).collect()
     }
 
+    /// The lowest port that is pending and masked.
+    #[must_use]
+    pub fn masked_pending(&self) -> Option<Port> {
+        (0..MAX_PORTS / 64).find_map(|word| {
+            let (pending, _) = self.bitmap_word(PENDING, Port(word * 64));
+            let (mask, _) = self.bitmap_word(MASK, Port(word * 64));
+            let bits = self.words.load_u64(pending) & self.words.load_u64(mask);
+            (bits != 0).then(|| Port(word * 64 + bits.trailing_zeros()))
+        })
+    }
+
     fn bitmap_word(&self, bitmap: u64, port: Port) -> (MachineAddr, u64) {
         debug_assert!(port.0 < MAX_PORTS);
         let word = u64::from(port.0 % MAX_PORTS / 64);

@@ -5,6 +5,7 @@
 use crate::{
     events::{EventChannels, EventDomains, EventError, PortState, PortStatus},
     guest_access::{GuestAccess, GuestAccessExt},
+    mistakes::reason::{self, Reason},
 };
 use guest_abi::{
     addr::{DomId, GuestVirt, Port, VcpuId},
@@ -125,6 +126,7 @@ pub fn event_channel_op(
     let outcome = call.dispatch(cmd);
     if let Err(Refusal::Event(error)) = &outcome {
         tracing::debug!(dom = caller.key().dom.0, cmd, %error, "event_channel_op refused");
+        reason::leave(Reason::Event(error.clone()));
     }
     outcome.map_err(|refusal| match refusal {
         Refusal::Event(error) => error.errno(),

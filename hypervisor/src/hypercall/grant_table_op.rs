@@ -10,6 +10,7 @@ use crate::{
         copy,
     },
     guest_access::{GuestAccess, GuestAccessExt},
+    mistakes::reason::{self, Reason},
     time::area_address_ok,
 };
 use guest_abi::{
@@ -219,6 +220,7 @@ impl GrantCaller<'_> {
             Ok(_) => GNTST_OKAY,
             Err(error) => {
                 tracing::debug!(dom = self.own.key().dom.0, %error, "grant operation refused");
+                reason::leave(Reason::Grant(error.clone()));
                 error.status()
             }
         }

@@ -64,6 +64,7 @@ pub(super) fn iret(vcpu: &mut Vcpu) -> Outcome {
         context.gpr[reg::RCX] = frame.rip;
     }
     vcpu.mask_events(frame.rflags & (1 << 9) == 0);
+    vcpu.note_iret();
     match segment {
         Ok(compat) => vcpu.state.context.compat = compat,
         Err(NoCode) => {

@@ -39,6 +39,7 @@ pub use context::install as install_context;
 use crate::{
     cpu::reg,
     guest_access::GuestAccess,
+    mistakes::reason,
     vcpu::{Crash, Vcpu},
 };
 use guest_abi::{
@@ -61,7 +62,7 @@ pub enum Done {
 /// The usual success.
 const OK: Result<Done, Errno> = Ok(Done::Value(0));
 /// A result as it goes back to the guest.
-type Outcome = Result<Done, Errno>;
+pub(crate) type Outcome = Result<Done, Errno>;
 
 impl From<()> for Done {
     fn from((): ()) -> Self {
@@ -145,7 +146,15 @@ fn own_domain(vcpu: &Vcpu, dom: DomId) -> Result<(), Errno> {
 }
 
 /// One hypercall, from registers or from a multicall.
-fn call(vcpu: &mut Vcpu, number: u64, a: [u64; 6]) -> Outcome {
+fn call(vcpu: &mut Vcpu, number: u64, args: [u64; 6]) -> Outcome {
+    // What an earlier operation left on this thread is not about this one.
+    let _ = reason::take();
+    let outcome = perform(vcpu, number, args);
+    vcpu.judge(number, &args, &outcome);
+    outcome
+}
+
+fn perform(vcpu: &mut Vcpu, number: u64, a: [u64; 6]) -> Outcome {
     match number {
         HYPERVISOR_SET_TRAP_TABLE => trap_table::set_trap_table(vcpu, GuestVirt(a[0])),
         HYPERVISOR_MMU_UPDATE => mmu_update::mmu_update(

@@ -3,6 +3,7 @@
 use super::{Done, OK, Outcome, context};
 use crate::{
     guest_access::GuestAccessExt,
+    mistakes::reason::{self, Reason},
     vcpu::{Vcpu, VcpuShared},
 };
 use guest_abi::{
@@ -184,6 +185,7 @@ fn register_vcpu_info(vcpu: &Vcpu, target: &VcpuShared, arg: GuestVirt) -> Outco
     let registered = vcpu.domain.delivery.register(target.id, frame, arg.offset);
     registered.map_err(|error| {
         vcpu.lock_mm().put_writable(&vcpu.tables(), frame);
+        reason::leave(Reason::Event(error.clone()));
         error.errno()
     })?;
     vcpu.domain.space.note_written(frame);

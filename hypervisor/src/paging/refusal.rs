@@ -5,6 +5,8 @@ use guest_abi::{
     errno::Errno,
 };
 
+use crate::mistakes::reason::{self, Reason};
+
 use super::{
     frame::FrameType,
     pte::{Level, Pte},
@@ -113,6 +115,7 @@ impl Refusal {
     pub(super) fn traced(self, operation: &'static str) -> Errno {
         let errno = self.errno();
         tracing::debug!(operation, ?errno, "refused: {self}");
+        reason::leave(Reason::Paging(self));
         errno
     }
 }

@@ -16,7 +16,7 @@
 //! Law: one trap, one frame. A frame that can't be written crashes the domain:
 //! there is nobody else to tell.
 
-use super::{Crash, Vcpu, state::Handler};
+use super::{Crash, Vcpu, mistakes::Cause, state::Handler};
 use crate::{cpu::reg, guest_access::GuestAccess};
 use guest_abi::addr::GuestVirt;
 
@@ -42,6 +42,7 @@ impl Vcpu {
     /// # Errors
     /// There is no handler, or no stack for the frame.
     pub(crate) fn bounce_failsafe(&mut self) -> Result<(), Crash> {
+        self.note_cause(Cause::Failsafe);
         match self.state.failsafe {
             Handler { address: 0, .. } => self.bounce(self.state.trap_handler(13), Some(0)),
             handler => self.push_frame(handler, &[0; 4]),
@@ -50,6 +51,7 @@ impl Vcpu {
 
     /// Pushes a frame with the words `extra` between `r11` and `rip`.
     fn push_frame(&mut self, handler: Handler, extra: &[u64]) -> Result<(), Crash> {
+        self.note_bounce();
         if handler.address == 0 || !GuestVirt(handler.address).is_canonical() {
             return Err(Crash::NoHandler(handler.address));
         }

@@ -9,6 +9,7 @@ mod bounce;
 mod check;
 mod clock;
 mod inspect;
+mod mistakes;
 mod run;
 mod run_ahead;
 mod selector;
@@ -98,6 +99,7 @@ pub struct Vcpu {
     why: u64,
     /// The interpreter's cached translations are to be dropped.
     flush_ahead: Cell<bool>,
+    blame: mistakes::Blame,
     /// The last spurious page fault: rip, cr2, and how often.
     spurious: (u64, u64, u32),
 }

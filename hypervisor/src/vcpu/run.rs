@@ -1,8 +1,10 @@
 //! The vCPU's thread: wait, deliver, run, handle, again.
 
 use super::{
-    Crash, GuestState, RunAhead, Vcpu, VcpuShared, VcpuTime, Wait, check::Checker, request,
-    run_ahead,
+    Crash, GuestState, RunAhead, Vcpu, VcpuShared, VcpuTime, Wait,
+    check::Checker,
+    mistakes::{Blame, Cause},
+    request, run_ahead,
 };
 use crate::{
     cpu::{Trap, reg},
@@ -103,6 +105,7 @@ impl Vcpu {
             kicked_at: None,
             why: 0,
             flush_ahead: true.into(),
+            blame: Blame::new(),
             spurious: (0, 0, 0),
         }
     }
@@ -257,8 +260,10 @@ impl Vcpu {
         let trace = self.trace_clock(kind::EVENT);
         self.time.block(&self.shared);
         self.shared.set_blocked(true);
-        self.shared.sleep_until(until);
+        let alarm = if until.is_none() { self.alarm() } else { None };
+        self.shared.sleep_until(until.or(alarm));
         self.shared.set_blocked(false);
+        self.look_at_sleep(alarm);
         if let Some(began) = trace {
             self.trace_sleep(began);
         }
@@ -269,6 +274,7 @@ impl Vcpu {
         self.domain.counts.events.fetch_add(1, Relaxed);
         let first = self.domain.delivery.reported(1).first().copied();
         self.why = WHY_EVENT | u64::from(first.unwrap_or(0));
+        self.note_cause(Cause::Event);
         let Some(began) = self.trace_clock(kind::EVENT) else {
             return self.bounce(self.state.event, None);
         };
@@ -353,6 +359,7 @@ impl Vcpu {
     fn crash(&self, crash: &Crash) {
         let report = self.report(crash);
         tracing::warn!(domain = self.domain.id.0, "{report}");
+        self.tell_crash(crash);
         self.domain.host.console.print(&report);
         self.domain.shut_down(SHUTDOWN_CRASH);
     }

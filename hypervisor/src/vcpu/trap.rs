@@ -1,7 +1,7 @@
 //! What a trap means: hypercalls, faults that are ours, faults that are the
 //! guest's.
 
-use super::{Crash, Handler, Vcpu};
+use super::{Crash, Handler, Vcpu, mistakes::Cause};
 use crate::{
     cpu::{Trap, reg},
     debug::{DebugTrap, Stepping},
@@ -9,6 +9,7 @@ use crate::{
     engine::TableWrite,
     guest_access::GuestAccess,
     hypercall,
+    mistakes::reason,
     paging::{PtWrite, PtWriteOutcome},
     trace::{Seen, syscall_number},
 };
@@ -18,7 +19,7 @@ use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpKind};
 use std::sync::atomic::Ordering::Relaxed;
 
 /// Error code bits of a page fault.
-mod fault {
+pub(super) mod fault {
     pub const PRESENT: u32 = 1;
     pub const WRITE: u32 = 2;
     pub const USER: u32 = 4;
@@ -77,6 +78,7 @@ impl Vcpu {
     }
 
     fn raised(&mut self, vector: u8, error: u32, cr2: GuestVirt) -> Result<(), Crash> {
+        self.note_cause(Cause::Exception { vector, error, cr2 });
         match vector {
             14 => self.page_fault(error, cr2),
             13 => self.general_protection(error),
@@ -108,6 +110,7 @@ impl Vcpu {
         if let Some(began) = self.trace_clock(kind::SYSCALL) {
             self.trace_syscall(began, syscall_number(&self.state), self.state.context.rip);
         }
+        self.note_cause(Cause::Syscall);
         let handler = match self.state.context.compat {
             Some(_) => self.state.syscall32,
             None => self.state.syscall,
@@ -181,7 +184,7 @@ impl Vcpu {
                 Outcome::Interrupt { vector, length } => {
                     return self.software_interrupt(vector, length);
                 }
-                Outcome::Refused => {}
+                Outcome::Refused => self.tell_privileged(&code),
             }
         }
         self.bounce(self.state.trap_handler(13), Some(error))
@@ -195,6 +198,11 @@ impl Vcpu {
             );
         }
         self.state.context.rip = self.state.context.rip.wrapping_add(length.into());
+        self.note_cause(Cause::Exception {
+            vector,
+            error: 0,
+            cr2: GuestVirt(0),
+        });
         self.bounce(self.state.trap_handler(vector), None)
     }
 
@@ -289,9 +297,15 @@ impl Vcpu {
                 ?insn,
                 "a page-table write by an instruction that is not emulated"
             );
+            self.tell_table_store(cr2);
             return false;
         };
-        self.emulate_store(&insn, &store, cr2).is_some()
+        let _ = reason::take();
+        let done = self.emulate_store(&insn, &store, cr2).is_some();
+        if !done {
+            self.tell_table_store(cr2);
+        }
+        done
     }
 
     fn emulate_store(

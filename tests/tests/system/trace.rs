@@ -13,10 +13,13 @@ use std::{
     collections::BTreeMap,
     fs,
     io::{BufRead, BufReader, Read},
+    path::Path,
     process::{Child, Stdio},
 };
 
-use domus_tests::harness::{Config, Installation, PATIENCE, Programs, eventually, kvm_is_usable};
+use domus_tests::harness::{
+    Config, Guest, Installation, PATIENCE, Programs, eventually, kvm_is_usable,
+};
 use guest_abi::addr::DomId;
 use nix::{
     sys::signal::{Signal, kill},
@@ -103,9 +106,15 @@ fn its_table_agrees_with_the_hypervisors_counters() {
     run_to_shutdown(&domus, "user-mode");
     let (out, _) = tracing.interrupt();
     let table: Value = serde_json::from_str(&out).expect("one JSON value");
+    assert!(agrees(&domus, "user-mode", &table) >= 8, "{table}");
+}
+
+/// How many kinds of the hypervisor's counters are as in a trace's table. All
+/// have to be.
+fn agrees(domus: &Installation, name: &str, table: &Value) -> usize {
     assert_eq!(table["lost"], 0);
-    let traced = by_hypercall(&table);
-    let id = domus.xm(&["domid", "user-mode"]).output();
+    let traced = by_hypercall(table);
+    let id = domus.xm(&["domid", name]).output();
     let id = DomId(id.trim().parse().expect("a number"));
     let counted = domus.client().domain_counters(id).expect("counters");
     let mut compared = 0;
@@ -119,7 +128,44 @@ fn its_table_agrees_with_the_hypervisors_counters() {
         assert_eq!(traced.get(name), Some(&count), "{name}: {traced:?}");
         compared += 1;
     }
-    assert!(compared >= 8, "only {compared} kinds: {traced:?}");
+    compared
+}
+
+/// A whole boot of Debian, from its first instruction to its shutdown: nothing
+/// is missing from the trace, and its shares add up to the vCPU's time.
+#[test]
+fn a_boot_shows_where_its_time_goes() {
+    if !kvm_is_usable() {
+        return;
+    }
+    let domus = Installation::new();
+    let config = Config::debian("boot").line("on_poweroff = \"preserve\"");
+    let mut tracing = None;
+    let mut guest = Guest::create_by(&domus, &config, |file| {
+        domus.xm(&[Path::new("create"), Path::new("-p"), file]).ok();
+        let all = ["boot", "-c", "--json", "-e", "all"];
+        tracing = Some(Tracing::start(&domus, &all));
+        domus.xm(&["unpause", "boot"]).ok();
+    });
+    guest.wait_for_shell();
+    domus.xm(&["shutdown", "boot"]).ok();
+    let (out, said) = tracing.expect("it was started").wait();
+    assert!(said.contains("has powered off"), "{said}");
+    let table: Value = serde_json::from_str(&out).expect("one JSON value");
+    let compared = agrees(&domus, "boot", &table);
+    assert!(compared >= 20, "only {compared} kinds: {table}");
+    let of = |name: &str| table["time"][name].as_u64().expect("nanoseconds");
+    assert_eq!(
+        of("traced_ns"),
+        of("slept_ns") + of("served_ns") + of("guest_ns"),
+        "{table}"
+    );
+    assert!(of("served_ns") > 0 && of("guest_ns") > 0, "{table}");
+    let rows = table["names"].as_array().expect("rows");
+    let mmu = rows.iter().find(|row| row["name"] == "mmu_update");
+    let calls = mmu.and_then(|row| row["calls"].as_u64()).unwrap_or(0);
+    assert!(calls > 1000, "a boot makes page tables: {table}");
+    domus.xm(&["destroy", "boot"]).ok();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     io,
-    os::fd::BorrowedFd,
+    os::fd::{AsFd, BorrowedFd},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -18,6 +18,7 @@ use crate::console::{
     log::Log,
     pty::Pty,
     ring::Ring,
+    sayings::Sayings,
     store::Store,
 };
 
@@ -30,6 +31,7 @@ pub struct Table {
     log_dir: PathBuf,
     domains: BTreeMap<DomId, Domain>,
     ending: Ending,
+    sayings: Sayings,
 }
 
 /// A domain that exists, with a console or not yet.
@@ -56,11 +58,12 @@ enum OpenError {
 }
 
 impl Table {
-    pub fn new(log_dir: PathBuf) -> Self {
+    pub fn new(log_dir: PathBuf, sayings: Sayings) -> Self {
         Self {
             log_dir,
             domains: BTreeMap::new(),
             ending: Ending::default(),
+            sayings,
         }
     }
 
@@ -161,7 +164,11 @@ impl Table {
             return Ok(());
         }
         match domain.open(client, dom, at, &self.log_dir, now) {
-            Ok(()) => domain.announce(store, dom),
+            Ok(()) => {
+                domain.announce(store, dom)?;
+                self.show_sayings(&Silent);
+                Ok(())
+            }
             Err(error) => {
                 warn!(%dom, %error, "no console");
                 Ok(())
@@ -183,6 +190,10 @@ impl Table {
             // It may be gone with the domain already.
             let _ = client.evtchn_close(console.port());
             self.ending.push(console, now);
+        } else if let Some(text) = self.sayings.forget(dom)
+            && !domain.name.is_empty()
+        {
+            Log::open(&self.log_dir, &domain.name).write(text.as_bytes());
         }
         if domain.watched {
             store.unwatch(&format!("{}/console", home(dom)), &dom.to_string())?;
@@ -239,6 +250,35 @@ impl Table {
         self.with(dom, |console| {
             console.serve_keys(bell)?;
             console.serve_screen()
+        });
+    }
+
+    /// Readable when the hypervisor has said something of a domain.
+    pub fn sayings_fd(&self) -> BorrowedFd<'_> {
+        self.sayings.as_fd()
+    }
+
+    /// Takes in what the hypervisor says of domains.
+    pub fn hear(&mut self, client: &Client, bell: &dyn Bell) {
+        if let Err(error) = self.sayings.hear(client) {
+            debug!(%error, "cannot read the hypervisor's console");
+        }
+        self.show_sayings(bell);
+    }
+
+    /// Shows it on the consoles that are open; for others it waits.
+    fn show_sayings(&mut self, bell: &dyn Bell) {
+        let domains = &mut self.domains;
+        self.sayings.deliver(|dom, text| {
+            let console = domains.get_mut(&dom).and_then(|it| it.console.as_mut());
+            let Some(console) = console else {
+                return false;
+            };
+            // The guest's own words came before.
+            console.take_last_words(bell);
+            console.say(text);
+            let _ = console.serve_screen();
+            true
         });
     }
 
