@@ -12,6 +12,8 @@ mod disks;
 mod load;
 #[path = "system/network.rs"]
 mod network;
+#[path = "system/qemu.rs"]
+mod qemu;
 #[path = "system/software.rs"]
 mod software;
 

@@ -1,11 +1,11 @@
 //! A guest's TCP streams beside those between two namespaces of the host that
 //! a veth pair joins: the same program on all sides.
 
-use std::{fs, process::Command};
+use std::{fs, path::Path, process::Command};
 
 use domus_tests::harness::{Child, Config, Guest, Installation, in_a_network, ip, user_program};
 
-use super::load::costs;
+use super::{load::costs, qemu};
 
 const MIB: u64 = 256;
 /// The best of so many counts: a busy machine only ever takes away.
@@ -51,6 +51,7 @@ pub fn network() {
         let mut guest = Guest::boot(&domus, &config);
         guest.run("ifconfig eth0 10.9.0.2 netmask 255.255.255.0 up");
         let names = [("send", "guest to host"), ("fetch", "host to guest")];
+        let mut found = Vec::new();
         for (what, name) in names {
             let command = format!("traffic {what} 10.9.0.1:5001 {MIB}");
             // In turns: what else the machine does changes with time.
@@ -63,10 +64,42 @@ pub fn network() {
                 "TCP {name}: {inside:.0} MiB/s, over a veth pair {veth:.0} MiB/s: {:.0} % (target 50)",
                 100.0 * inside / veth
             );
+            found.push((name, what, inside));
             costs(&domus, &mut guest, &command, MIB as f64, "MiB");
         }
         domus.xm(&["destroy", "network"]).ok();
+        emulated(&domus, &traffic, &found);
     });
+}
+
+/// The same in QEMU's emulation, with virtio-net on the same bridge.
+fn emulated(domus: &Installation, traffic: &Path, found: &[(&str, &str, f64)]) {
+    ip("tuntap add q0 mode tap vnet_hdr");
+    ip("link set q0 master br0");
+    ip("link set q0 up");
+    let works = found.iter();
+    let works = works.map(|(_, what, _)| format!("traffic {what} 10.9.0.1:5001 {MIB}"));
+    let works: Vec<_> = works.collect();
+    let said = qemu::run(
+        domus.dir(),
+        ("traffic", traffic),
+        "virtio_net",
+        "ifconfig eth0 10.9.0.3 netmask 255.255.255.0 up",
+        &works,
+        &[
+            "-netdev",
+            "tap,id=net,ifname=q0,script=no,downscript=no",
+            "-device",
+            "virtio-net-pci,netdev=net",
+        ],
+    );
+    for ((name, _, inside), said) in found.iter().zip(said.unwrap_or_default()) {
+        let emulated = rate(&said);
+        println!(
+            "TCP {name}, in QEMU's TCG with virtio-net: {emulated:.0} MiB/s; Domus is {:.1} times as fast",
+            inside / emulated
+        );
+    }
 }
 
 /// A namespace with a name, for `ip`.

@@ -14,6 +14,7 @@ pub mod debian;
 mod drivers;
 pub mod initramfs;
 mod modules;
+mod virtio;
 mod xen;
 
 use std::{
@@ -28,6 +29,7 @@ use nix::fcntl::{Flock, FlockArg};
 use apt::Apt;
 pub use drivers::prepare_with_drivers;
 pub use initramfs::{PROMPT, READY};
+pub use virtio::prepare_virtio;
 pub use xen::xen;
 
 const KERNEL_PACKAGE: &str = "linux-image-amd64";

@@ -51,13 +51,18 @@ pub fn prepare(dir: &Path, kernel: &Path) -> Result<Option<PathBuf>, PrepareErro
     }
     let to = package.join(ARCHIVE);
     if !to.exists() {
-        let mut modules = BTreeMap::new();
-        collect(&package, &mut modules)?;
         let fresh = to.with_extension("part");
-        fs::write(&fresh, pack(&modules)).map_err(io_error(&fresh))?;
+        fs::write(&fresh, archive(&package)?).map_err(io_error(&fresh))?;
         fs::rename(&fresh, &to).map_err(io_error(&to))?;
     }
     Ok(Some(to))
+}
+
+/// An archive of all modules below a directory.
+pub fn archive(dir: &Path) -> Result<Vec<u8>, PrepareError> {
+    let mut modules = BTreeMap::new();
+    collect(dir, &mut modules)?;
+    Ok(pack(&modules))
 }
 
 fn collect(dir: &Path, into: &mut BTreeMap<String, Vec<u8>>) -> Result<(), PrepareError> {
