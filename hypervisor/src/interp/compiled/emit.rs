@@ -43,8 +43,17 @@ pub struct Emitted {
     /// For each entry: the offset in the page, and where code comes in that does
     /// or does not have to set the page.
     pub entries: Vec<Entry>,
-    /// Where its links lead at first, from the first that it was given.
-    pub links: Vec<u64>,
+    /// Its links, from the first that it was given.
+    pub links: Vec<Link>,
+}
+
+/// A branch to another region of the same page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// Where it leads at first.
+    pub place: u64,
+    /// The offset in the page of its target.
+    pub offset: u64,
 }
 
 /// A way into a region.
@@ -100,7 +109,7 @@ pub struct Emitter<'a> {
     cold: Vec<Cold>,
     number: usize,
     first_link: usize,
-    links: Vec<u64>,
+    links: Vec<Link>,
 }
 
 /// `[base + index * scale + displacement]`.
@@ -555,7 +564,8 @@ impl<'a> Emitter<'a> {
                 self.asm.bind(from);
                 let word = self.memory.word_address(word::LINK + link);
                 self.asm.jump_through(at(Register::RIP, word.cast_signed()));
-                self.links.push(self.asm.here());
+                let place = self.asm.here();
+                self.links.push(Link { place, offset });
                 self.place(offset);
                 let number = i32::try_from(link).ok()? << calls::LINK_SHIFT;
                 self.asm.set(TEST, calls::LINK | number);

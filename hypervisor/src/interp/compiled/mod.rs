@@ -94,8 +94,8 @@ pub struct Compiled {
     regions: Vec<Region>,
     by_address: NumberMap<Way>,
     by_frame: NumberMap<Vec<usize>>,
-    /// The region of each link.
-    links: Vec<usize>,
+    /// The region of each link, and its target's offset in the page.
+    links: Vec<(usize, u64)>,
     full: bool,
     often: u32,
 }
@@ -152,8 +152,11 @@ impl Compiled {
     /// Lets `link`, which has just led to `way`, go there by itself.
     pub fn link(&mut self, link: usize, way: Way) {
         let frame = |number: usize| self.regions.get(number).map(|region| region.mfn);
-        let from = self.links.get(link).and_then(|number| frame(*number));
-        if from.is_some() && from == frame(way.region) {
+        // Between, everything may have started anew, with other links.
+        let Some((from, offset)) = self.links.get(link).copied() else {
+            return;
+        };
+        if offset == way.entry.offset && frame(from) == frame(way.region) {
             self.memory.set_word(word::LINK + link, way.entry.near);
         }
     }
@@ -222,10 +225,10 @@ impl Compiled {
             self.full = true;
             return None;
         }
-        for place in &emitted.links {
+        for link in &emitted.links {
             let word = word::LINK + self.links.len();
-            self.memory.set_word(word, *place);
-            self.links.push(number);
+            self.memory.set_word(word, link.place);
+            self.links.push((number, link.offset));
         }
         for entry in &emitted.entries {
             let way = Way {
