@@ -165,7 +165,7 @@ fn each_mistake_of_a_running_kernel_is_named_in_both_places() {
         let line = line.unwrap_or_else(|| panic!("{name}: no {what:?} in {dmesg}"));
         assert!(line.contains(remedy), "{name}: no {remedy:?} in {line}");
         assert!(
-            line.contains("; at rip ffffffff8") || name == "null-call" || name == "error-code-left",
+            line.contains("; at rip ffffffff") || name == "null-call" || name == "error-code-left",
             "{line}"
         );
         let log = console_log(&domus, name);
