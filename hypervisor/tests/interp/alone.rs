@@ -229,3 +229,27 @@ fn selectors_with_descriptors_fault_with_their_number() {
     assert_eq!(guest.run(), END);
     assert_eq!((*guest.gpr(reg::RBX), guest.context.data.ds), (0x2b, 0x2b));
 }
+
+/// `lar` and its like need a descriptor table as well; their operand is read first.
+#[test]
+fn what_looks_into_descriptors_is_handed_on() {
+    // lar eax, ecx; lsl eax, [rsi]; verr cx; verw [rsi]
+    let codes: [(&[u8], bool); 4] = [
+        (&[0x0f, 0x02, 0xc1], false),
+        (&[0x0f, 0x03, 0x06], true),
+        (&[0x0f, 0x00, 0xe1], false),
+        (&[0x0f, 0x00, 0x2e], true),
+    ];
+    for (code, memory) in codes {
+        let mut guest = alone(code);
+        let before = guest.context;
+        assert_eq!(guest.run(), exception(13, 0xfff8, 0), "{code:x?}");
+        assert_eq!(guest.context, before);
+        if memory {
+            *guest.gpr(reg::RSI) = DATA + 0x1000;
+            assert_eq!(guest.run(), page_fault(4, DATA + 0x1000));
+        }
+        let mut guest = Guest::new(code);
+        assert_eq!(guest.run(), Exit::Unknown);
+    }
+}

@@ -12,6 +12,7 @@ mod guest;
 mod machine;
 mod native;
 mod paging;
+mod preempt;
 mod random;
 
 use hypervisor::interp::Interpreter;

@@ -273,3 +273,48 @@ fn written_frames_are_reported() {
     assert_eq!(guest.rerun(), END);
     assert_eq!(guest.machine.written.lock().unwrap().len(), 2);
 }
+
+/// Another vCPU changes an entry while it is walked: the walk finds the entry as it
+/// was before or after, and the bits that it sets never bring an old one back.
+#[test]
+fn an_entry_may_change_while_it_is_walked() {
+    const CHANGES: u64 = 30_000;
+    let mut guest = Guest::new(UPDATE);
+    let other = guest.machine.alloc();
+    let entries = [
+        (guest.data.0 << 12) | ALL,
+        (other.0 << 12) | ALL,
+        (guest.data.0 << 12) | PRESENT | USER,
+        0,
+    ];
+    let machine = guest.machine.clone();
+    let entry = machine.entry(guest.root, DATA);
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let root_entry = &entry;
+        let writer = scope.spawn(|| {
+            let mut last = root_entry.load(Relaxed) & !(ACCESSED | DIRTY);
+            for change in 0..CHANGES {
+                let next = entries[usize::try_from(change % 4).unwrap()];
+                let old = root_entry.swap(next, Relaxed);
+                assert_eq!(old & !(ACCESSED | DIRTY), last, "an entry that was gone");
+                assert!(last != 0 || old == 0, "{old:#x}");
+                last = next;
+            }
+            done.store(true, Relaxed);
+        });
+        let mut ends = [0u64; 2];
+        while !done.load(Relaxed) && !writer.is_finished() {
+            guest.interpreter.flush_all();
+            match guest.rerun() {
+                END => ends[0] += 1,
+                exit => {
+                    let faults = [page_fault(6, DATA), page_fault(7, DATA)];
+                    assert!(faults.contains(&exit), "{exit:?}");
+                    ends[1] += 1;
+                }
+            }
+        }
+        println!("{} updates, {} faults", ends[0], ends[1]);
+    });
+}

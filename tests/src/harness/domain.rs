@@ -18,11 +18,11 @@ use crate::guest::{
 };
 
 /// From `xm create` to a shell on a machine that does much else.
-const BOOT_PATIENCE: Duration = Duration::from_secs(300);
+const BOOT_PATIENCE: Duration = Duration::from_secs(600);
 
 /// From `xm create` to the login of a distribution, which starts dozens of
 /// programs.
-const LOGIN_PATIENCE: Duration = Duration::from_secs(600);
+const LOGIN_PATIENCE: Duration = Duration::from_secs(1200);
 
 /// Guests with a user space at once: each wants a CPU and its memory. No test
 /// holds one and asks for a second: two such tests would wait for each other.

@@ -6,7 +6,7 @@ use std::{
 };
 
 /// How long anything but a boot may take on a machine that does much else.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 const BETWEEN_LOOKS: Duration = Duration::from_millis(20);
 

@@ -4,8 +4,9 @@
 //! code; `xm engine` changes it for one domain. A guest's state is its vCPUs'
 //! registers and its memory, so it notices nothing.
 //!
-//! **Scenario.** Hostile kernels and the stock kernel with two vCPUs without KVM; a
-//! 32-bit program on both engines; twenty changes under load, whose checksums
+//! **Scenario.** Hostile kernels, a kernel of hard cases and the stock kernel with two
+//! vCPUs without KVM; a program that does a bit of everything, and a 32-bit one, on each
+//! engine; a loop without end, stopped again and again; twenty changes under load, whose checksums
 //! are compared.
 //!
 //! **Limits.** All other tests of this directory run on the engine that the host
@@ -13,15 +14,42 @@
 
 use crate::kernels::succeeds_on;
 use domus_tests::harness::{
-    Config, Guest, Installation, domains_can_run, kvm_is_usable, program32,
+    Config, Guest, Installation, domains_can_run, eventually, kvm_is_usable, program32,
+    user_program,
 };
-use std::{fs, process::Command, thread, time::Duration};
+use std::{
+    fs,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 /// Changes of a domain's engine in the test.
 const CHANGES: usize = 20;
 
+/// The three engines, as the environment of an installation.
+const SOFT: [(&str, &str); 2] = [("DOMUS_ENGINE", "soft"), ("DOMUS_RUN_AHEAD", "off")];
+const KVM_ALONE: [(&str, &str); 2] = [("DOMUS_ENGINE", "kvm"), ("DOMUS_RUN_AHEAD", "off")];
+const KVM_AHEAD: [(&str, &str); 2] = [("DOMUS_ENGINE", "kvm"), ("DOMUS_RUN_AHEAD", "on")];
+
 fn soft() -> Installation {
-    Installation::with(&[("DOMUS_ENGINE", "soft")])
+    Installation::with(&SOFT)
+}
+
+/// Debian's kernel, and `tests/guests/user/mixed.rs` among its programs.
+fn with_mixed(name: &str) -> Config {
+    let program = fs::read(user_program("mixed")).expect("built just now");
+    Config::debian(name).program("mixed", &program)
+}
+
+fn computes_the_same(guest: &mut Guest<'_>) {
+    guest.run("ifconfig lo 127.0.0.1 up");
+    let said = Command::new(user_program("mixed"))
+        .args(["7", "2"])
+        .output()
+        .expect("a program for this machine");
+    let expected = String::from_utf8_lossy(&said.stdout);
+    assert_eq!(guest.run("mixed 7 2"), expected.trim_end());
 }
 
 #[test]
@@ -29,7 +57,9 @@ fn hostile_kernels_on_the_software_engine() {
     for name in ["events", "user-mode", "paging-attacks", "wild-pointers"] {
         succeeds_on(&soft(), &Config::test_kernel(name));
     }
-    succeeds_on(&soft(), &Config::test_kernel("ping-pong").vcpus(2));
+    for name in ["ping-pong", "bad-cases"] {
+        succeeds_on(&soft(), &Config::test_kernel(name).vcpus(2));
+    }
 }
 
 #[test]
@@ -37,9 +67,68 @@ fn hostile_kernels_without_run_ahead() {
     if !kvm_is_usable() {
         return;
     }
+    let domus = || Installation::with(&KVM_ALONE);
     for name in ["user-mode", "paging-attacks"] {
-        let domus = Installation::with(&[("DOMUS_ENGINE", "kvm"), ("DOMUS_RUN_AHEAD", "off")]);
-        succeeds_on(&domus, &Config::test_kernel(name));
+        succeeds_on(&domus(), &Config::test_kernel(name));
+    }
+    succeeds_on(&domus(), &Config::test_kernel("bad-cases").vcpus(2));
+}
+
+/// The cases that are hard to execute, on KVM with run-ahead.
+#[test]
+fn bad_cases_with_run_ahead() {
+    if kvm_is_usable() {
+        let config = Config::test_kernel("bad-cases").vcpus(2);
+        succeeds_on(&Installation::with(&KVM_AHEAD), &config);
+    }
+}
+
+/// A bit of everything that programs do, signals and single steps among it, gives
+/// what it gives on the host.
+#[test]
+fn programs_compute_the_same_on_kvm() {
+    if !kvm_is_usable() {
+        return;
+    }
+    for engine in [&KVM_ALONE, &KVM_AHEAD] {
+        let domus = Installation::with(engine);
+        let mut guest = Guest::boot(&domus, &with_mixed("mixed"));
+        computes_the_same(&mut guest);
+        domus.xm(&["destroy", "mixed"]).ok();
+    }
+}
+
+/// A kernel that loops for ever is stopped each time that somebody wants it. (How long
+/// that takes is printed: a busy machine may make it long. What an engine executes
+/// meanwhile is counted in `hypervisor/tests/interp/preempt.rs`.)
+#[test]
+fn an_endless_loop_is_stopped_on_every_engine() {
+    let mut engines = vec![&SOFT];
+    if kvm_is_usable() {
+        engines.extend([&KVM_ALONE, &KVM_AHEAD]);
+    }
+    for engine in engines {
+        let domus = Installation::with(engine);
+        let file = Config::test_kernel("spin-masked").write(&domus);
+        domus
+            .xm(&["create", file.to_str().expect("a path of ours")])
+            .ok();
+        eventually("it spins", Duration::from_secs(60), || {
+            let dmesg = domus.xm(&["dmesg"]).output();
+            dmesg.contains("EXPECT-DESTROY").then_some(())
+        });
+        let (client, id) = (domus.client(), guest_abi::addr::DomId(1));
+        let mut worst = Duration::ZERO;
+        for _ in 0..50 {
+            let start = Instant::now();
+            client.pause_domain(id).expect("it is paused");
+            worst = worst.max(start.elapsed());
+            client.unpause_domain(id).expect("it goes on");
+            thread::sleep(Duration::from_millis(2));
+        }
+        println!("{engine:?}: paused within {worst:?}");
+        domus.xm(&["destroy", "spin-masked"]).ok();
+        domus.assert_no_domain();
     }
 }
 
@@ -47,7 +136,7 @@ fn hostile_kernels_without_run_ahead() {
 #[test]
 fn the_stock_kernel_on_the_software_engine() {
     let domus = soft();
-    let mut guest = Guest::boot(&domus, &Config::debian("soft").vcpus(2));
+    let mut guest = Guest::boot(&domus, &with_mixed("soft").vcpus(2));
     assert_eq!(guest.run("nproc"), "2");
     let engine = domus.xm(&["engine", "soft"]).output();
     assert_eq!(engine.trim(), "soft");
@@ -57,6 +146,7 @@ fn the_stock_kernel_on_the_software_engine() {
     refused.fails(1, "--engine soft");
     assert_eq!(guest.run("seq 1 1000 | sha256sum"), host_sum());
     runs_32_bit_code(&mut guest);
+    computes_the_same(&mut guest);
     assert!(!opens_kvm(&domus), "/dev/kvm is open");
     domus.xm(&["shutdown", "-w", "soft"]).ok();
     guest.wait_for_console_end();
