@@ -10,7 +10,7 @@ use hypervisor::{
     cpu::reg,
     interp::{Exit, FrameUse},
 };
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 const ACCESSED: u64 = 0x20;
 const DIRTY: u64 = 0x40;
@@ -278,7 +278,8 @@ fn written_frames_are_reported() {
 /// was before or after, and the bits that it sets never bring an old one back.
 #[test]
 fn an_entry_may_change_while_it_is_walked() {
-    const CHANGES: u64 = 30_000;
+    /// Runs that found it writable, and runs that did not.
+    const EACH: u64 = 1_000;
     let mut guest = Guest::new(UPDATE);
     let other = guest.machine.alloc();
     let entries = [
@@ -289,32 +290,37 @@ fn an_entry_may_change_while_it_is_walked() {
     ];
     let machine = guest.machine.clone();
     let entry = machine.entry(guest.root, DATA);
-    let done = std::sync::atomic::AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let root_entry = &entry;
-        let writer = scope.spawn(|| {
-            let mut last = root_entry.load(Relaxed) & !(ACCESSED | DIRTY);
-            for change in 0..CHANGES {
-                let next = entries[usize::try_from(change % 4).unwrap()];
-                let old = root_entry.swap(next, Relaxed);
+    let done = AtomicBool::new(false);
+    let change = || {
+        let mut last = entry.load(Relaxed) & !(ACCESSED | DIRTY);
+        let mut pause = 1u32;
+        while !done.load(Relaxed) {
+            for next in entries {
+                let old = entry.swap(next, Relaxed);
                 assert_eq!(old & !(ACCESSED | DIRTY), last, "an entry that was gone");
                 assert!(last != 0 || old == 0, "{old:#x}");
                 last = next;
+                // Long enough for some walks, and in the middle of others.
+                pause = (pause * 5 + 3) % 251;
+                (0..pause).for_each(|_| std::hint::spin_loop());
             }
-            done.store(true, Relaxed);
-        });
-        let mut ends = [0u64; 2];
-        while !done.load(Relaxed) && !writer.is_finished() {
+        }
+    };
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(change);
+        let (mut updates, mut faults) = (0u64, 0u64);
+        while (updates < EACH || faults < EACH) && !writer.is_finished() {
             guest.interpreter.flush_all();
             match guest.rerun() {
-                END => ends[0] += 1,
+                END => updates += 1,
+                exit if [page_fault(6, DATA), page_fault(7, DATA)].contains(&exit) => faults += 1,
                 exit => {
-                    let faults = [page_fault(6, DATA), page_fault(7, DATA)];
-                    assert!(faults.contains(&exit), "{exit:?}");
-                    ends[1] += 1;
+                    done.store(true, Relaxed);
+                    panic!("{exit:?}");
                 }
             }
         }
-        println!("{} updates, {} faults", ends[0], ends[1]);
+        done.store(true, Relaxed);
+        println!("{updates} updates, {faults} faults");
     });
 }
