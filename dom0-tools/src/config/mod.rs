@@ -7,12 +7,13 @@
 //!
 //! Reading order: [`source`] (texts and places in them), [`syntax`] (the
 //! grammar), [`settings`] (keys with values, overrides merged), [`domain`] (the
-//! typed result), then [`disk`], [`vdev`] and [`vif`].
+//! typed result), then [`disk`], [`vdev`], [`vif`] and [`forward`].
 
 pub mod action;
 pub mod cpus;
 pub mod disk;
 pub mod domain;
+pub mod forward;
 pub mod keys;
 pub mod name;
 pub mod python;

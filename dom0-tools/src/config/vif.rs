@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::forward::{self, Forward, ForwardError};
+
 /// A virtual network interface, as far as the configuration says.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vif {
@@ -27,6 +29,9 @@ pub struct Vif {
     /// How it reaches the network.
     #[serde(default)]
     pub mode: Mode,
+    /// Ports of the host that lead to the guest; for `mode=user`.
+    #[serde(default)]
+    pub forward: Option<Vec<Forward>>,
     /// Its number in the domain, once it has one.
     #[serde(default)]
     pub devid: Option<u32>,
@@ -100,6 +105,14 @@ pub enum VifError {
         "'{0}' is no mode of a vif: write tap (an interface of the host, with bridge= or script=) or user"
     )]
     Mode(String),
+    /// Not a port.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
+    /// There is nothing to forward.
+    #[error(
+        "vif option 'forward' goes with mode=user: an interface of the host's has an address of its own"
+    )]
+    ForwardOfTap,
     /// HVM.
     #[error("vif option 'type={0}' is not for a PV domain")]
     Type(String),
@@ -119,6 +132,9 @@ impl Vif {
                 .ok_or_else(|| VifError::Option(part.to_owned()))?;
             vif.set(key.trim(), value.trim())?;
         }
+        if vif.forward.is_some() && vif.mode != Mode::User {
+            return Err(VifError::ForwardOfTap);
+        }
         Ok(vif)
     }
 
@@ -135,6 +151,7 @@ impl Vif {
             "backend" => once(&mut self.backend, key, value.to_owned()),
             "rate" => once(&mut self.rate, key, value.parse()?),
             "mtu" => once(&mut self.mtu, key, mtu(value)?),
+            "forward" => once(&mut self.forward, key, forward::parse_all(value)?),
             "mode" if value == "tap" => {
                 self.mode = Mode::Tap;
                 Ok(())
@@ -321,6 +338,8 @@ mod tests {
         assert_eq!(rate.bytes_per_interval(), 25_000);
         let user = Vif::parse("mode=user,mtu=1400").expect("vif");
         assert_eq!((user.mode, user.mtu), (Mode::User, Some(1400)));
+        let user = Vif::parse("forward=8080:80+22,mode=user").expect("vif");
+        assert_eq!(user.forward.map(|ports| ports.len()), Some(2));
         assert_eq!(Vif::parse(""), Ok(Vif::default()));
     }
 
@@ -345,6 +364,8 @@ mod tests {
             ("ip=1,ip=2", "given twice"),
             ("type=ioemu", "not for a PV domain"),
             ("mtu=67", "'67' is no MTU"),
+            ("mode=user,forward=http", "'http' forwards no port"),
+            ("forward=80", "goes with mode=user"),
             ("mode=bridge", "'bridge' is no mode of a vif"),
         ] {
             let error = Vif::parse(text).expect_err(text).to_string();

@@ -27,13 +27,14 @@ use super::{
     queue::{Queue, QueueError},
     serve::{self, Ports},
     tap::{Tap, TapError},
-    user::{UserError, UserNet},
+    user::{self, UserError, UserNet},
     wire::Wire,
 };
 use crate::{
     backend::{
         Attach, Attention, BackRing, Bus, BusError, Driver, Port, RingError, SharedMemory, Worker,
     },
+    config::forward::{self, ForwardError},
     paths,
 };
 
@@ -55,6 +56,9 @@ pub enum VifError {
     /// Setting it up.
     #[error(transparent)]
     Hotplug(#[from] HotplugError),
+    /// The ports that lead to the guest.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
     /// Its rate.
     #[error(transparent)]
     Rate(#[from] RateError),
@@ -99,8 +103,11 @@ enum Host {
         tap: Tap,
         hotplug: Hotplug,
     },
-    /// `None` while a queue has it.
-    User(Option<UserNet>),
+    User {
+        /// `None` while a queue has it.
+        net: Option<UserNet>,
+        plan: user::Plan,
+    },
 }
 
 impl Host {
@@ -112,7 +119,7 @@ impl Host {
                 processors.min(MOST_QUEUES)
             }
             // It has one stream.
-            Self::User(_) => 1,
+            Self::User { .. } => 1,
         }
     }
 }
@@ -143,7 +150,13 @@ impl Driver for Vif {
         let mode = bus.find("mode")?.unwrap_or_default();
         let host = match mode.trim() {
             "" | "tap" => open_tap(bus)?,
-            "user" => Host::User(Some(UserNet::start()?)),
+            "user" => {
+                let plan = user_plan(bus)?;
+                Host::User {
+                    net: Some(UserNet::start(&plan)?),
+                    plan,
+                }
+            }
             other => return Err(VifError::Mode(other.into())),
         };
         // Looked at here, so that a wrong one is told of when it is given.
@@ -213,8 +226,8 @@ impl Device {
     /// A wire for each queue.
     fn wires(&mut self, wishes: &Wishes) -> Result<Vec<Box<dyn Wire>>, VifError> {
         let tap = match &mut self.host {
-            Host::User(net) => {
-                let net = net.take().map_or_else(UserNet::start, Ok)?;
+            Host::User { net, plan } => {
+                let net = net.take().map_or_else(|| UserNet::start(plan), Ok)?;
                 return Ok(vec![Box::new(net)]);
             }
             Host::Tap { tap, .. } => tap,
@@ -248,6 +261,18 @@ fn open_tap(bus: &mut Bus<'_>) -> Result<Host, VifError> {
     let front = format!("{}/mtu", bus.frontend());
     bus.store().write(&front, &mtu.to_string())?;
     Ok(Host::Tap { tap, hotplug })
+}
+
+/// What a user-mode network is to know.
+fn user_plan(bus: &mut Bus<'_>) -> Result<user::Plan, VifError> {
+    let ports = bus.find("forward")?.filter(|text| !text.is_empty());
+    let ports = ports.map(|text| forward::parse_all(&text)).transpose()?;
+    // One that can't be read is no reason to be without network.
+    let mac = bus.find("mac")?.and_then(|mac| mac.parse().ok());
+    Ok(user::Plan {
+        forward: ports.unwrap_or_default(),
+        mac,
+    })
 }
 
 fn credit(bus: &mut Bus<'_>) -> Result<Credit, VifError> {

@@ -10,6 +10,9 @@
 //! started again, not more often than every [`PAUSE`]; connections through it
 //! are lost, the interface stays.
 //!
+//! A new `passt` learns the guest's address from the first frame that it sees; a guest that
+//! only listens may never send one, so netback sends one in its name.
+//!
 //! Frames carry no header: checksums are completed here, and large packets are
 //! not announced to the guest.
 
@@ -33,6 +36,7 @@ use super::{
     offload::Offload,
     wire::{Sent, Wire},
 };
+use crate::config::{forward::Forward, vif::Mac};
 
 const PROGRAM: &str = "passt";
 
@@ -69,10 +73,20 @@ pub enum UserError {
     },
 }
 
+/// What is to be known of an interface.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// Ports of the host that lead to the guest.
+    pub forward: Vec<Forward>,
+    /// The guest's address.
+    pub mac: Option<Mac>,
+}
+
 /// An interface's user-mode network.
 #[derive(Debug)]
 pub struct UserNet {
     program: PathBuf,
+    plan: Plan,
     link: Option<Link>,
     started: Instant,
 }
@@ -91,11 +105,12 @@ impl UserNet {
     ///
     /// # Errors
     /// See [`UserError`].
-    pub fn start() -> Result<Self, UserError> {
+    pub fn start(plan: &Plan) -> Result<Self, UserError> {
         let program = find().ok_or(UserError::Missing)?;
         let mut net = Self {
-            link: Some(Link::start(&program)?),
+            link: Some(Link::start(&program, plan)?),
             program,
+            plan: plan.clone(),
             started: Instant::now(),
         };
         net.watch_over_start()?;
@@ -137,7 +152,7 @@ impl UserNet {
     ) -> io::Result<T> {
         if self.link.is_none() && self.started.elapsed() >= PAUSE {
             self.started = Instant::now();
-            match Link::start(&self.program) {
+            match Link::start(&self.program, &self.plan) {
                 Ok(link) => self.link = Some(link),
                 Err(error) => warn!(%error, "the interface is without network for now"),
             }
@@ -168,7 +183,7 @@ fn find() -> Option<PathBuf> {
 }
 
 impl Link {
-    fn start(program: &PathBuf) -> Result<Self, UserError> {
+    fn start(program: &PathBuf, plan: &Plan) -> Result<Self, UserError> {
         let failed = |source: io::Error| UserError::Start {
             program: program.clone(),
             source,
@@ -179,6 +194,7 @@ impl Link {
         let mut command = Command::new(program);
         command
             .args(["--foreground", "--quiet", "--fd", &fd.to_string()])
+            .args(plan.forward.iter().flat_map(Forward::passt))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
@@ -199,14 +215,29 @@ impl Link {
             .take()
             .ok_or_else(|| failed(io::ErrorKind::BrokenPipe.into()))?;
         info!(pid = child.id(), program = %program.display(), "user-mode network started");
-        Ok(Self {
+        let mut link = Self {
             child,
             listener: Listener::start(PROGRAM, stderr),
             stream: ours,
             incoming: Incoming::default(),
             outgoing: Outgoing::default(),
-        })
+        };
+        if let Some(mac) = plan.mac {
+            let sent = link.outgoing.send(&mut &link.stream, &introduction(mac));
+            sent.map_err(failed)?;
+        }
+        Ok(link)
     }
+}
+
+/// A frame to everybody that says nothing but whose it is: its type is the one that is
+/// set aside for experiments, which nobody answers.
+fn introduction(mac: Mac) -> [u8; 60] {
+    let mut frame = [0; 60];
+    frame[..6].fill(0xff);
+    frame[6..12].copy_from_slice(&mac.0);
+    frame[12..14].copy_from_slice(&[0x88, 0xb5]);
+    frame
 }
 
 impl Drop for Link {

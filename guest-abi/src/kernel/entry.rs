@@ -20,7 +20,7 @@
 //! ```
 
 /// Bytes of the stack that [`pv_kernel!`](crate::pv_kernel) reserves.
-pub const BOOT_STACK_SIZE: usize = 64 * 1024;
+pub const BOOT_STACK_SIZE: usize = 256 * 1024;
 
 /// A stack in `.bss`.
 #[repr(C, align(4096))]

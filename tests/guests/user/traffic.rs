@@ -6,6 +6,8 @@
 //! traffic send  ADDRESS:PORT MIB      sends that much of a pattern, and prints
 //!                                     "sent MIB MiB in S s: R MiB/s"
 //! traffic fetch ADDRESS:PORT MIB      the other way round: "got ..."
+//! traffic load  ADDRESS:PORT MIB N    N streams out and N in at the same time:
+//!                                     "moved ..."
 //! ```
 //!
 //! A stream begins with 8 bytes: how many MiB, and in the top bit who sends
@@ -32,7 +34,10 @@ fn main() -> ExitCode {
         ["serve", port] => serve(port),
         ["send", to, mib] => send(to, number(mib)),
         ["fetch", from, mib] => fetch(from, number(mib)),
-        _ => Err(io::Error::other("usage: traffic serve PORT | send TO MIB | fetch FROM MIB")),
+        ["load", with, mib, streams] => load(with, number(mib), number(streams)),
+        _ => Err(io::Error::other(
+            "usage: traffic serve PORT | send TO MIB | fetch FROM MIB | load WITH MIB STREAMS",
+        )),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -92,6 +97,20 @@ fn fetch(from: &str, mib: u64) -> io::Result<()> {
     drain(&mut stream, mib)?;
     say("got", mib, start);
     stream.write_all(&[1])
+}
+
+fn load(with: &str, mib: u64, streams: u64) -> io::Result<()> {
+    let start = Instant::now();
+    thread::scope(|scope| {
+        let all: Vec<_> = (0..2 * streams)
+            .map(|n| scope.spawn(move || if n % 2 == 0 { send(with, mib) } else { fetch(with, mib) }))
+            .collect();
+        let ended = all.into_iter().map(|stream| stream.join());
+        let failed = |_| io::Error::other("a stream's thread has died");
+        ended.map(|end| end.map_err(failed)?).collect::<io::Result<Vec<()>>>()
+    })?;
+    say("moved", 2 * streams * mib, start);
+    Ok(())
 }
 
 fn say(what: &str, mib: u64, start: Instant) {

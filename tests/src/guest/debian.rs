@@ -1,4 +1,4 @@
-//! A whole Debian on a disk, made once by `xm image create` and kept.
+//! A whole Debian on a disk, with an ssh server, made once by `xm image create` and kept.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ pub const PASSWORD: &str = "domus-test";
 
 /// Rises when what `xm image create` makes changes, so that an old one is not
 /// used.
-const NAME: &str = "debian-1";
+const NAME: &str = "debian-2";
 
 /// The image: a raw one, to be cloned and never to be written to.
 ///
@@ -39,7 +39,7 @@ fn make(dir: &Path, image: &Path) {
     // From a run that was killed between the two files.
     let _ = fs::remove_file(dir.join(format!("{NAME}.cfg")));
     let made = Command::new(Programs::get().program("xm"))
-        .args(["image", "create", NAME, "--size", "2G", "--output"])
+        .args(["image", "create", NAME, "--size", "2G", "--ssh", "--output"])
         .arg(image)
         .arg("--password-file")
         .arg(&password)

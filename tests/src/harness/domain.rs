@@ -268,11 +268,24 @@ impl<'a> Guest<'a> {
         let room = Some(Arc::new(Room::take(1)));
         installation.xm(&[Path::new("create"), file]).ok();
         Self {
+            _room: room,
+            ..Self::attach(installation, name)
+        }
+    }
+
+    /// Attaches to a domain that somebody else created.
+    ///
+    /// # Panics
+    /// When that fails.
+    #[track_caller]
+    #[must_use]
+    pub fn attach(installation: &'a Installation, name: &str) -> Self {
+        Self {
             installation,
             name: name.to_owned(),
             console: attach(installation, name),
             commands: 0,
-            _room: room,
+            _room: None,
         }
     }
 

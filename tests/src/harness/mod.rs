@@ -14,6 +14,7 @@
 
 mod domain;
 mod installation;
+mod mounts;
 mod namespace;
 mod network;
 mod outcome;
@@ -26,6 +27,7 @@ mod wait;
 
 pub use domain::{Config, Guest};
 pub use installation::{Installation, Said};
+pub use mounts::{in_private_mounts, mount};
 pub use namespace::Namespace;
 pub use network::{Child, in_a_network, ip};
 pub use outcome::{domains_can_run, engine_is_soft, is_installed, kvm_is_usable};

@@ -5,9 +5,10 @@
 //! `xen-blkfront`. Responses go out in order and only when the effect is there,
 //! so a back end that was killed is replaced without the guest noticing.
 //!
-//! **Scenario.** One guest with five disks: a raw one whose blocks are numbered
+//! **Scenario.** One guest with six disks: a raw one whose blocks are numbered
 //! and checksummed, ext4 on a raw image and on a qcow2 child of one, an image
-//! that the host has no room for, and one that may only be read. blkback is
+//! that the host has no room for, one that may only be read, and a sparse one of
+//! 3 TiB. blkback is
 //! killed again and again in the middle of the writing. Everything that was
 //! acknowledged has to be there, for the guest, and for the host afterwards.
 //!
@@ -17,6 +18,7 @@
 
 use std::{
     fs,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::Command,
     thread::sleep,
@@ -29,6 +31,8 @@ use domus_tests::harness::{
 };
 
 const KILLS: u32 = 4;
+/// 3 TiB.
+const HUGE_MIB: u64 = 3 << 20;
 
 fn host(program: &str, args: &[&str]) {
     let out = Command::new(program).args(args).output();
@@ -72,6 +76,34 @@ fn back_end(domus: &Installation) -> Process {
     })
 }
 
+/// The last block of the huge disk, written and read by the guest, is the file's.
+fn beyond_two_tib(guest: &mut Guest<'_>, huge: &Path) {
+    let sectors = HUGE_MIB * 2048;
+    let size = guest.run("cat /sys/block/xvdf/size");
+    assert_eq!(size.trim(), sectors.to_string());
+    let last = HUGE_MIB * 256 - 1;
+    guest.run("dd if=/dev/urandom of=/tmp/last bs=4096 count=1 2>/dev/null");
+    guest.run(&format!(
+        "dd if=/tmp/last of=/dev/xvdf bs=4096 seek={last} count=1 conv=fsync 2>/dev/null"
+    ));
+    let sum = guest.run("md5sum < /tmp/last");
+    let (_, code) = guest.try_run(&format!(
+        "dd if=/tmp/last of=/dev/xvdf bs=4096 seek={} count=1 2>/dev/null",
+        last + 1
+    ));
+    assert_ne!(code, 0, "written past the end");
+    let mut block = [0; 4096];
+    let file = fs::File::open(huge).expect("the image");
+    file.read_exact_at(&mut block, last * 4096)
+        .expect("the last block");
+    let copy = huge.with_extension("last");
+    fs::write(&copy, block).expect("room");
+    let mut md5sum = Command::new("md5sum");
+    md5sum.stdin(fs::File::open(copy).expect("it is there"));
+    let host = md5sum.output().expect("md5sum of coreutils").stdout;
+    assert_eq!(String::from_utf8_lossy(&host).trim(), sum.trim());
+}
+
 #[test]
 fn acknowledged_writes_survive_killed_back_ends_and_a_full_host() {
     if !kvm_is_usable() {
@@ -81,6 +113,8 @@ fn acknowledged_writes_survive_killed_back_ends_and_a_full_host() {
     let tight = Tight::mount(domus.path("tight"));
     let [raw, ext4, base] = ["raw", "ext4", "base"].map(|name| domus.path(name));
     let (child, full) = (domus.path("child"), tight.0.join("full"));
+    let huge = domus.path("huge");
+    sparse(&huge, HUGE_MIB);
     sparse(&raw, 64);
     sparse(&full, 64);
     for path in [&ext4, &base] {
@@ -106,6 +140,7 @@ fn acknowledged_writes_survive_killed_back_ends_and_a_full_host() {
         disk("qcow2", "xvdc", "rw", &child),
         disk("raw", "xvdd", "rw", &full),
         disk("raw", "xvde", "ro", &base),
+        disk("raw", "xvdf", "rw", &huge),
     ];
     let program = fs::read(user_program("blkload")).expect("built just now");
     let config = Config::debian_with_modules("disks")
@@ -113,7 +148,7 @@ fn acknowledged_writes_survive_killed_back_ends_and_a_full_host() {
         .line(&format!("disk = [{}]", disks.join(", ")));
     let mut guest = Guest::boot(&domus, &config);
     guest.run("load xen-blkfront && load ext4");
-    guest.run("for d in a b c d e; do while [ ! -b /dev/xvd$d ]; do usleep 100000; done; done");
+    guest.run("for d in a b c d e f; do while [ ! -b /dev/xvd$d ]; do usleep 100000; done; done");
     guest.run("for d in b c; do mkdir /mnt/$d; mount -t ext4 /dev/xvd$d /mnt/$d; done");
     assert_eq!(guest.run("cat /sys/block/xvda/size").trim(), "131072");
     assert_eq!(guest.run("cat /sys/block/xvde/ro").trim(), "1");
@@ -168,6 +203,7 @@ fn acknowledged_writes_survive_killed_back_ends_and_a_full_host() {
     let (_, code) = guest.try_run("dd if=/dev/zero of=/dev/xvde bs=4k count=1");
     assert_ne!(code, 0, "a read-only disk was written");
 
+    beyond_two_tib(&mut guest, &huge);
     guest.run("umount /mnt/b /mnt/c");
     domus.xm(&["shutdown", "-w", "disks"]).ok();
     guest.wait_for_console_end();

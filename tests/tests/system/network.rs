@@ -116,12 +116,17 @@ fn a_guest_on_a_bridge() {
         assert!(said.contains("sent 32 MiB"), "{said}");
         let said = on_host(&domus, &traffic(), &["fetch", "10.9.0.2:5002", "32"]);
         assert!(said.contains("got 32 MiB"), "{said}");
+        // Several connections, both ways at once, begun by either side.
+        let said = guest.run("traffic load 10.9.0.1:5001 8 3");
+        assert!(said.contains("moved 48 MiB"), "{said}");
+        let said = on_host(&domus, &traffic(), &["load", "10.9.0.2:5002", "8", "2"]);
+        assert!(said.contains("moved 32 MiB"), "{said}");
         // Fewer packets than segments: they were not cut on the way.
         let packets: u64 = guest
             .run("cat /sys/class/net/eth0/statistics/tx_packets")
             .parse()
             .expect("a number");
-        assert!(packets < 96 * 1024 * 1024 / 4000, "{packets} packets");
+        assert!(packets < 176 * 1024 * 1024 / 4000, "{packets} packets");
         assert_eq!(
             guest.run("cat /sys/class/net/eth0/statistics/rx_errors"),
             "0"
@@ -155,6 +160,8 @@ fn two_guests_talk_over_a_bridge() {
         serve(&mut two);
         println!("{}", one.run("traffic send 10.9.0.3:5002 16"));
         println!("{}", one.run("traffic fetch 10.9.0.3:5002 16"));
+        let said = one.run("traffic load 10.9.0.3:5002 8 3");
+        assert!(said.contains("moved 48 MiB"), "{said}");
         on_host(&domus, Path::new("ip"), &["link", "show", "second"]);
         for name in ["one", "two"] {
             domus.xm(&["destroy", name]).ok();

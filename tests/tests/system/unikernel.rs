@@ -6,14 +6,24 @@
 //!
 //! **Scenario.** The page comes whole; it comes again after each back end was
 //! killed with -9, while the guest ran on; what is written to the image comes
-//! at the next request; `xm shutdown` ends the guest.
+//! at the next request; another page is written by `PUT`, in large packets and
+//! indirect requests over two rings, while blkback is killed, and is in the
+//! image with the room behind it given back; `xm shutdown` ends the guest. Without
+//! privilege, the page comes through a forwarded port.
 //!
-//! **Limits.** One interface, one disk, reading only.
+//! **Limits.** One interface, one disk.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use domus_tests::harness::{
-    Config, Installation, Namespace, PATIENCE, Programs, eventually, is_installed, kvm_is_usable,
+    Config, Installation, Namespace, PATIENCE, Programs, eventually, in_a_network, ip,
+    is_installed, kvm_is_usable,
 };
 
 const URL: &str = "http://10.9.7.2/";
@@ -67,13 +77,11 @@ fn a_page_from_the_disk_over_the_network() {
     }
     let net = Namespace::with_bridge("10.9.7.1/24");
     let domus = Installation::new();
-    let (disk, page) = image(200_000, 0);
+    let (disk, page) = image(6_000_000, 0);
     let path = domus.path("web.img");
     fs::write(&path, disk).expect("room for an image");
-    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("unikernel");
-    let kernel = Programs::get().kernel_of(&sources, "web");
-    let config = Config::own_kernel("web", &kernel)
-        .line(&format!("disk = [ \"file:{},xvda,r\" ]", path.display()))
+    let config = Config::own_kernel("web", &web())
+        .line(&format!("disk = [ \"file:{},xvda,w\" ]", path.display()))
         .line("vif = [ \"bridge=br0\" ]")
         .line("extra = \"ip=10.9.7.2/24\"");
     create(&domus, &net, &config);
@@ -83,15 +91,121 @@ fn a_page_from_the_disk_over_the_network() {
         kill(&domus, back_end);
         assert!(fetch(&domus, &net) == page, "{}", domus.logs());
     }
-    let (disk, page) = image(199_000, 7);
+    let (disk, page) = image(5_999_000, 7);
     fs::write(&path, disk).expect("room for an image");
     assert!(fetch(&domus, &net) == page, "{}", domus.logs());
+
+    let before = fs::metadata(&path).expect("the image").blocks();
+    let (disk, page) = image(3_000_007, 3);
+    let new = domus.path("page");
+    fs::write(&new, &page).expect("room for a page");
+    put(&domus, &net, &new);
+    assert!(fetch(&domus, &net) == page, "{}", domus.logs());
+    let there = fs::read(&path).expect("the image");
+    assert!(there[..3_000_519] == disk[..3_000_519], "what was written");
+    let after = fs::metadata(&path).expect("the image").blocks();
+    assert!(
+        after * 3 < before * 2,
+        "{before} blocks before, {after} now"
+    );
+    let dmesg = domus.xm(&["dmesg"]).output();
+    let rings = std::thread::available_parallelism().map_or(1, |n| n.get().min(2));
+    for line in [
+        format!("rings {rings}, requests of 128 KiB"),
+        format!("queues {rings}"),
+    ] {
+        assert!(dmesg.contains(&line), "no {line:?} in {dmesg}");
+    }
 
     domus.xm(&["shutdown", "-w", "web"]).ok();
     eventually("the guest is gone", Duration::from_secs(60), || {
         (!domus.xm(&["list"]).output().contains("web")).then_some(())
     });
     domus.assert_no_domain();
+    let dmesg = domus.xm(&["dmesg"]).output();
+    assert!(
+        dmesg.contains("packets were larger") && !dmesg.contains("goodbye; 0 "),
+        "no large packets came: {dmesg}"
+    );
+}
+
+fn web() -> PathBuf {
+    let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("unikernel");
+    Programs::get().kernel_of(&sources, "web")
+}
+
+/// Writes a page, while blkback dies.
+#[track_caller]
+fn put(domus: &Installation, net: &Namespace, page: &Path) {
+    let mut curl = net.inside(domus.command("ip"), "curl");
+    curl.args([
+        "--silent",
+        "--fail",
+        "--max-time",
+        "100",
+        "--limit-rate",
+        "4M",
+    ])
+    // The server knows no "100 Continue".
+    .args(["--header", "Expect:", "--upload-file"])
+    .arg(page)
+    .arg(URL)
+    .stdout(Stdio::null());
+    let mut child = curl.spawn().expect("curl runs");
+    std::thread::sleep(Duration::from_millis(200));
+    kill(domus, "blkback");
+    let status = child.wait().expect("one's own child");
+    assert!(status.success(), "curl: {status}\n{}", domus.logs());
+}
+
+#[test]
+#[ignore = "not yet run in whole: cargo test -p domus-tests --test system -- --ignored port_of"]
+fn a_page_through_a_port_of_the_hosts() {
+    if !kvm_is_usable() || !is_installed("curl", "curl") || !is_installed("passt", "passt") {
+        return;
+    }
+    in_a_network(|| {
+        // What passt takes its addresses from: an interface with a route.
+        ip("link add up0 type veth peer name up1");
+        ip("address add 192.0.2.10/24 dev up0");
+        ip("link set up0 up");
+        ip("link set up1 up");
+        ip("route add default via 192.0.2.1");
+        let domus = Installation::new();
+        let (disk, page) = image(700_000, 5);
+        let path = domus.path("web.img");
+        fs::write(&path, disk).expect("room for an image");
+        let config = Config::own_kernel("web", &web())
+            .line(&format!("disk = [ \"file:{},xvda,r\" ]", path.display()))
+            .line("vif = [ \"mode=user,forward=8080:80\" ]")
+            .line("extra = \"ip=192.0.2.10/24\"");
+        domus
+            .xm(&["create".as_ref(), config.write(&domus).as_os_str()])
+            .ok();
+        let got = eventually("the page", PATIENCE, || {
+            let mut curl = domus.command("curl");
+            curl.args(["--silent", "--fail", "--max-time", "10"]);
+            let said = curl.arg("http://127.0.0.1:8080/").output();
+            let said = said.expect("curl runs");
+            said.status.success().then_some(said.stdout)
+        });
+        assert!(got == page, "{}", domus.logs());
+        // Nothing of it is an interface of the host's.
+        let links = Command::new("ip").args(["-o", "link"]).output();
+        let links = String::from_utf8_lossy(&links.expect("ip runs").stdout).into_owned();
+        assert!(!links.contains("vif") && !links.contains("tap"), "{links}");
+
+        // A port that is taken is told of, and the domain does not stay.
+        let mut taken = config.clone();
+        taken.name = "second".into();
+        taken.more = "vif = [ \"mode=user,forward=8080:80\" ]\n".into();
+        let file = taken.write(&domus);
+        domus
+            .xm(&["create".as_ref(), file.as_os_str()])
+            .fails(1, "8080");
+        domus.xm(&["destroy", "web"]).ok();
+        domus.assert_no_domain();
+    });
 }
 
 /// What a newcomer does with `guest-abi/template`: copies it, says where

@@ -1,5 +1,5 @@
 //! A web server that is its own operating system: one page, read from the
-//! disk by blkfront, sent over TCP by smoltcp and netfront.
+//! disk by blkfront, sent over TCP by smoltcp and netfront; `PUT` writes another.
 //!
 //! The disk holds 8 bytes `DOMUSWEB`, the page's length as a little-endian
 //! `u64`, and from byte 512 on the page. The command line has the address:
@@ -7,54 +7,85 @@
 //! written there in the meantime is what comes.
 //!
 //! ```text
-//!   curl -> bridge -> tap -> netback -> ring -> netfront -> smoltcp -> Server
-//!                                      disk <- blkback <- ring <- blkfront <-+
+//!   curl -> bridge -> tap -> netback -> rings -> netfront -> smoltcp -> Server
+//!                                       disk <- blkback <- rings <- blkfront <-+
 //! ```
+//!
+//! Disk and interface have two rings each, if their back ends have; disk requests
+//! are of up to 128 KiB, and packets that come in of up to 64 KiB.
 #![no_std]
 #![no_main]
 
-use core::fmt::{Display, Write};
+mod server;
+mod wire;
+
+use core::fmt::Display;
 
 use guest_abi::{
     kernel::{
         Boot,
-        blkfront::{Blkfront, Disk, SECTOR},
+        blkfront::{self, Blkfront, Disk},
         grant::Grants,
-        netfront::{MAX_FRAME, Netfront, Offer, Transmit},
+        netfront::{self, Netfront, Offer},
         page::PagePool,
         sched,
         static_cell::StaticCell,
-        text::Text,
         time,
-        xenbus::Bus,
+        xenbus::{Bus, Device},
         xenstore::{Tx, Watch, Xenstore},
     },
     kprintln,
     sched::SHUTDOWN_POWEROFF,
 };
 use smoltcp::{
-    iface::{Config, Interface, SocketHandle, SocketSet, SocketStorage},
-    phy::{self, Checksum, ChecksumCapabilities, Device, DeviceCapabilities, Medium},
+    iface::{Config, Interface, SocketSet, SocketStorage},
     socket::tcp,
     time::Instant,
     wire::{EthernetAddress, HardwareAddress, IpCidr, Ipv4Cidr},
 };
 
+use server::{PIECE, Server};
+use wire::{FRAME, Wire};
+
 guest_abi::pv_kernel!(main, name = "web");
 
-type Net = Netfront<64, 32>;
-type Blk = Blkfront<4, 4>;
+/// Rings of each device.
+const RINGS: usize = 2;
+/// Requests of the disk that are under way in a ring, and the pages of each.
+const REQUESTS: usize = 4;
+const SEGMENTS: usize = 32;
+/// Pages to receive into and to send from, of a queue.
+const RX: usize = 32;
+const TX: usize = 16;
 
-/// Table, rings, and the pages of the two types.
-static PAGES: PagePool<{ 1 + 1 + 16 + 2 + 64 + 32 }> = PagePool::new();
+type Net = Netfront<RX, TX, RINGS>;
+type Blk = Blkfront<REQUESTS, SEGMENTS, RINGS>;
+
+/// The grant table, and for each ring of the two devices its own pages.
+const PAGES_OF_DISK: usize = RINGS * (1 + REQUESTS * (SEGMENTS + 1));
+const PAGES_OF_NET: usize = RINGS * (2 + RX + TX);
+static PAGES: PagePool<{ 1 + PAGES_OF_DISK + PAGES_OF_NET }> = PagePool::new();
 
 /// Connections at once.
 const CONNECTIONS: usize = 4;
-/// What a connection receives into and sends from.
-type Buffers = ([u8; 2048], [u8; 16 * 1024]);
-/// Too large for the stack.
-static BUFFERS: StaticCell<[Buffers; CONNECTIONS]> =
-    StaticCell::new([([0; 2048], [0; 16 * 1024]); CONNECTIONS]);
+
+/// What a connection needs; too large for the stack.
+struct Buffers {
+    receive: [u8; 64 * 1024],
+    send: [u8; 64 * 1024],
+    piece: [u8; PIECE],
+}
+
+static BUFFERS: StaticCell<[Buffers; CONNECTIONS]> = StaticCell::new(
+    [const {
+        Buffers {
+            receive: [0; 64 * 1024],
+            send: [0; 64 * 1024],
+            piece: [0; PIECE],
+        }
+    }; CONNECTIONS],
+);
+static INCOMING: StaticCell<[u8; FRAME]> = StaticCell::new([0; FRAME]);
 
 /// How long devices may take to come, in ns.
 const PATIENCE: u64 = 30_000_000_000;
@@ -69,10 +100,7 @@ fn main(boot: &'static Boot) -> ! {
     let disk = open_disk(&mut bus);
     let net = open_net(&mut bus);
     let mac = EthernetAddress(net.mac());
-    let mut wire = Wire {
-        net,
-        frame: [0; MAX_FRAME],
-    };
+    let mut wire = Wire::new(net, INCOMING.take().expect("taken once"));
     let config = Config::new(HardwareAddress::Ethernet(mac));
     let mut interface = Interface::new(config, &mut wire, now());
     let address = address(boot);
@@ -82,24 +110,33 @@ fn main(boot: &'static Boot) -> ! {
 }
 
 fn open_disk(bus: &mut Bus) -> Blk {
-    let pages = (PAGES.take(), PAGES.take_grid());
-    let (ring, buffers) = (pages.0.expect("enough"), pages.1.expect("enough"));
-    let mut disk = or_crash(Blk::open(bus, 0, ring, buffers));
+    let id = or_crash(Device::find(&mut bus.store, "vbd", 0));
+    let queues = [(); RINGS].map(|()| blkfront::QueuePages {
+        ring: PAGES.take().expect("enough"),
+        buffers: PAGES.take_grid().expect("enough"),
+        lists: PAGES.take_many(),
+    });
+    let mut disk = or_crash(Blk::open_queues(bus, id, queues));
     let Disk { sectors, .. } = or_crash(disk.connect(bus, time::system_time() + PATIENCE));
-    kprintln!("web: a disk of {sectors} sectors");
+    let (rings, reach) = (disk.rings(), disk.reach() / 1024);
+    kprintln!("web: a disk of {sectors} sectors, rings {rings}, requests of {reach} KiB");
     disk
 }
 
 fn open_net(bus: &mut Bus) -> Net {
-    let rings = PAGES.take_many().expect("enough");
-    let (rx, tx) = (PAGES.take_many(), PAGES.take_many());
     let offer = Offer {
         blank_checksum: true,
-        ..Offer::default()
+        scatter_gather: true,
+        gso: true,
     };
-    let (rx, tx) = (rx.expect("enough"), tx.expect("enough"));
-    let mut net = or_crash(Net::open(bus, 0, rings, rx, tx, offer));
+    let queues = [(); RINGS].map(|()| netfront::QueuePages {
+        rings: PAGES.take_many().expect("enough"),
+        rx: PAGES.take_many().expect("enough"),
+        tx: PAGES.take_many().expect("enough"),
+    });
+    let mut net = or_crash(Net::open_queues(bus, 0, queues, offer));
     or_crash(net.connect(bus, time::system_time() + PATIENCE));
+    kprintln!("web: an interface, queues {}", net.queues());
     net
 }
 
@@ -121,10 +158,11 @@ fn serve(
     let buffers = BUFFERS.take().expect("taken once");
     let mut storage = [const { SocketStorage::EMPTY }; CONNECTIONS];
     let mut sockets = SocketSet::new(&mut storage[..]);
-    let mut servers = buffers.each_mut().map(|(rx, tx)| {
-        let (rx, tx) = (&mut rx[..], &mut tx[..]);
-        let (rx, tx) = (tcp::SocketBuffer::new(rx), tcp::SocketBuffer::new(tx));
-        Server::new(sockets.add(tcp::Socket::new(rx, tx)))
+    let mut servers = buffers.each_mut().map(|buffers| {
+        let receive = tcp::SocketBuffer::new(&mut buffers.receive[..]);
+        let send = tcp::SocketBuffer::new(&mut buffers.send[..]);
+        let socket = sockets.add(tcp::Socket::new(receive, send));
+        Server::new(socket, &mut buffers.piece)
     });
     kprintln!("web: ready");
     loop {
@@ -137,14 +175,17 @@ fn serve(
         or_crash(wire.net.poll(&mut bus));
         or_crash(disk.poll(&mut bus));
         if asked_to_end(&mut bus, shutdown) {
-            kprintln!("web: goodbye");
+            let large = wire.large;
+            kprintln!("web: goodbye; {large} packets were larger than a frame");
             sched::shutdown(SHUTDOWN_POWEROFF)
         }
         let delay = interface.poll_delay(now(), &sockets);
         let delay = delay.map_or(1_000_000, |delay| delay.total_micros());
         if delay > 0 {
             let until = time::system_time() + delay * 1000;
-            or_crash(bus.wait(&[wire.net.port(), disk.port()], until));
+            let [one, two] = wire.net.ports();
+            let [three, four] = disk.ports();
+            or_crash(bus.wait(&[one, two, three, four], until));
         }
     }
 }
@@ -157,169 +198,6 @@ fn asked_to_end(bus: &mut Bus, watch: &Watch) -> bool {
             .store
             .read(Tx::NONE, path)
             .is_ok_and(|word| word == b"poweroff" || word == b"halt")
-}
-
-/// One connection at a time on one socket.
-struct Server {
-    socket: SocketHandle,
-    /// The last bytes of the request: where its end is looked for.
-    last: [u8; 4],
-    answer: Option<Answer>,
-}
-
-/// What is being sent.
-struct Answer {
-    head: Text<160>,
-    head_sent: usize,
-    length: u64,
-    sent: u64,
-}
-
-impl Server {
-    fn new(socket: SocketHandle) -> Self {
-        Self {
-            socket,
-            last: [0; 4],
-            answer: None,
-        }
-    }
-
-    fn go_on(&mut self, socket: &mut tcp::Socket<'_>, bus: &mut Bus, disk: &mut Blk) {
-        if !socket.is_open() {
-            (self.last, self.answer) = ([0; 4], None);
-            socket.listen(80).expect("80 is a port");
-        }
-        while self.answer.is_none() && socket.can_recv() {
-            let mut byte = [0];
-            if socket.recv_slice(&mut byte) != Ok(1) {
-                break;
-            }
-            self.last = [self.last[1], self.last[2], self.last[3], byte[0]];
-            if &self.last == b"\r\n\r\n" {
-                self.answer = Some(Answer::new(bus, disk));
-            }
-        }
-        if let Some(answer) = &mut self.answer {
-            if answer.go_on(socket, bus, disk) {
-                socket.close();
-            }
-        } else if !socket.may_recv() && socket.may_send() {
-            socket.close();
-        }
-    }
-}
-
-impl Answer {
-    /// Reads the page's length from the disk.
-    fn new(bus: &mut Bus, disk: &mut Blk) -> Self {
-        let mut sector = [0; SECTOR];
-        let read = disk.read(bus, 0, &mut sector);
-        let (status, length) = match (read, sector.split_first_chunk()) {
-            (Ok(()), Some((b"DOMUSWEB", rest))) => {
-                let length = rest.first_chunk().map(|&bytes| u64::from_le_bytes(bytes));
-                ("200 OK", length.unwrap_or(0))
-            }
-            (Ok(()), _) => ("404 Not Found", 0),
-            (Err(error), _) => {
-                kprintln!("web: {error}");
-                ("500 Internal Server Error", 0)
-            }
-        };
-        let mut head = Text::new();
-        let _ = write!(
-            head,
-            "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
-        );
-        Self {
-            head,
-            head_sent: 0,
-            length,
-            sent: 0,
-        }
-    }
-
-    /// Sends what there is room for. `true`: all is sent.
-    fn go_on(&mut self, socket: &mut tcp::Socket<'_>, bus: &mut Bus, disk: &mut Blk) -> bool {
-        if !socket.may_send() {
-            return true;
-        }
-        let rest = &self.head.as_bytes()[self.head_sent..];
-        self.head_sent += socket.send_slice(rest).unwrap_or(0);
-        let mut piece = [0; 8 * SECTOR];
-        while self.head_sent == self.head.len() && self.sent < self.length {
-            let room = socket.send_capacity() - socket.send_queue();
-            // Whole pieces only, so that each sector is read once.
-            let here = (self.length - self.sent).min(piece.len() as u64);
-            if (room as u64) < here {
-                return false;
-            }
-            let first = 1 + self.sent / SECTOR as u64;
-            if let Err(error) = disk.read(bus, first, &mut piece) {
-                kprintln!("web: {error}");
-                socket.abort();
-                return true;
-            }
-            let whole = usize::try_from(here).unwrap_or(0);
-            let sent = socket.send_slice(&piece[..whole]).unwrap_or(0);
-            self.sent += sent as u64;
-        }
-        self.head_sent == self.head.len()
-    }
-}
-
-/// The interface, as smoltcp wants it.
-struct Wire {
-    net: Net,
-    frame: [u8; MAX_FRAME],
-}
-
-struct Incoming<'a>(&'a [u8]);
-struct Outgoing<'a>(&'a mut Net);
-
-impl Device for Wire {
-    type RxToken<'a> = Incoming<'a>;
-    type TxToken<'a> = Outgoing<'a>;
-
-    fn receive(&mut self, _: Instant) -> Option<(Incoming<'_>, Outgoing<'_>)> {
-        // A frame may be answered at once: only with room for that.
-        if !self.net.can_send() {
-            return None;
-        }
-        let received = or_crash(self.net.receive(&mut self.frame))?;
-        let frame = &self.frame[..received.length];
-        Some((Incoming(frame), Outgoing(&mut self.net)))
-    }
-
-    fn transmit(&mut self, _: Instant) -> Option<Outgoing<'_>> {
-        self.net.can_send().then_some(Outgoing(&mut self.net))
-    }
-
-    fn capabilities(&self) -> DeviceCapabilities {
-        // Frames of the host's own come with a blank checksum.
-        let mut checksum = ChecksumCapabilities::default();
-        checksum.tcp = Checksum::Tx;
-        let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = usize::from(self.net.mtu()).min(1500) + 14;
-        capabilities.checksum = checksum;
-        capabilities
-    }
-}
-
-impl phy::RxToken for Incoming<'_> {
-    fn consume<R, F: FnOnce(&[u8]) -> R>(self, take: F) -> R {
-        take(self.0)
-    }
-}
-
-impl phy::TxToken for Outgoing<'_> {
-    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, fill: F) -> R {
-        let mut frame = [0; MAX_FRAME];
-        let result = fill(&mut frame[..length]);
-        // A frame that can't go now is a frame lost: TCP sends it again.
-        let _ = self.0.send(&frame[..length], Transmit::default());
-        result
-    }
 }
 
 fn now() -> Instant {

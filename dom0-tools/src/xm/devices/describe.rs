@@ -206,6 +206,9 @@ pub fn nic(vif: &Vif, shown: Option<&Shown>) -> Value {
         "backend_domid": 0,
         "mode": vif.mode,
     });
+    if let Some(forward) = &vif.forward {
+        value["forward"] = json!(forward);
+    }
     if let Some(rate) = vif.rate {
         value["rate_bytes_per_interval"] = json!(rate.bytes_per_interval());
         value["rate_interval_usecs"] = json!(rate.interval_us);

@@ -8,7 +8,7 @@
 //!     backend backend-id state=1 virtual-device device-type
 //!   /local/domain/0/backend/vif/N/0
 //!     frontend frontend-id online state=1 script mac handle type=vif mode
-//!     [bridge] [ip] [vifname] [rate=BYTES,MICROSECONDS]
+//!     [bridge] [ip] [vifname] [rate=BYTES,MICROSECONDS] [forward]
 //!   /local/domain/N/device/vif/0
 //!     backend backend-id state=1 handle mac mtu
 //! ```
@@ -23,6 +23,7 @@ use crate::{
     config::{
         DomainConfig,
         disk::{Access, Disk},
+        forward,
         vif::Vif,
     },
     xenstore::{
@@ -124,6 +125,7 @@ pub fn publish_vif(
         ("ip", vif.ip.clone()),
         ("vifname", vif.vifname.clone()),
         ("rate", rate),
+        ("forward", vif.forward.as_deref().map(forward::join)),
     ];
     back.extend(optional.into_iter().filter_map(|(k, v)| Some((k, v?))));
     let front = [

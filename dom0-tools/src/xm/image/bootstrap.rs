@@ -7,6 +7,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -158,7 +159,36 @@ pub fn run(
         (Tool::Debootstrap, _) => vec![debootstrap(wish, &root)],
     };
     job.run_all("Installing Debian", commands)?;
+    if owners.is_some() {
+        make_readable(&root)?;
+    }
     Ok(Tree { root, owners })
+}
+
+/// Lets us read and write all files, as root may: some are for nobody at all.
+/// fakeroot has noted what their modes are in the image.
+fn make_readable(root: &Path) -> Result<(), ImageCommandError> {
+    let mut directories = vec![root.to_owned()];
+    while let Some(dir) = directories.pop() {
+        for entry in fs::read_dir(&dir).map_err(at(&dir))? {
+            let path = entry.map_err(at(&dir))?.path();
+            let meta = path.symlink_metadata().map_err(at(&path))?;
+            let wanted = match () {
+                () if meta.is_dir() => 0o700,
+                () if meta.is_file() => 0o600,
+                () => continue,
+            };
+            let mode = meta.permissions().mode();
+            if mode & wanted != wanted {
+                let permissions = fs::Permissions::from_mode(mode | wanted);
+                fs::set_permissions(&path, permissions).map_err(at(&path))?;
+            }
+            if meta.is_dir() {
+                directories.push(path);
+            }
+        }
+    }
+    Ok(())
 }
 
 fn packages(wish: &Wish) -> String {
@@ -233,4 +263,23 @@ fn debootstrap(wish: &Wish, root: &Path) -> Command {
         .arg(root)
         .arg(uri.unwrap_or(apt::DEFAULT_MIRROR));
     command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_for_nobody_become_readable() {
+        let dir = tempfile::tempdir().expect("room");
+        let (inner, file) = (dir.path().join("inner"), dir.path().join("inner/shadow-"));
+        fs::create_dir(&inner).expect("room");
+        fs::write(&file, "x").expect("room");
+        let set = |path: &Path, mode| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+        set(&file, 0o040).expect("ours");
+        set(&inner, 0o500).expect("ours");
+        make_readable(dir.path()).expect("ours");
+        let mode = |path: &Path| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        assert_eq!((mode(&inner), mode(&file)), (0o700, 0o640));
+    }
 }

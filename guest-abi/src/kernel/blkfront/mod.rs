@@ -24,6 +24,25 @@
 //! # }
 //! ```
 //!
+//! Requests of more than 11 pages need a page of list each, and a back end that takes
+//! lists; several rings are served by several threads of a back end that offers them:
+//!
+//! ```no_run
+//! # use guest_abi::kernel::{page::PagePool, xenbus::Bus, blkfront::{BlkError, Blkfront, QueuePages}};
+//! // Two rings of 8 requests of 32 pages.
+//! static PAGES: PagePool<{ 2 * (1 + 8 * 32 + 8) }> = PagePool::new();
+//!
+//! # fn f(bus: &mut Bus) -> Result<(), BlkError> {
+//! let queues = [(); 2].map(|()| QueuePages {
+//!     ring: PAGES.take().expect("taken once"),
+//!     buffers: PAGES.take_grid().expect("taken once"),
+//!     lists: PAGES.take_many(),
+//! });
+//! let mut disk: Blkfront<8, 32, 2> = Blkfront::open_queues(bus, 51712, queues)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! Several requests at once go by [`submit_read`](Blkfront::submit_read) and
 //! its sisters, [`poll`](Blkfront::poll) and [`finish`](Blkfront::finish).
 
@@ -38,8 +57,9 @@ use super::{
     doorbell::{Doorbell, EventBell},
     event,
     page::Page,
+    text::Text,
     xenbus::{Bus, BusError, Device, Phase, Step},
-    xenstore::Tx,
+    xenstore::{StoreError, Tx},
 };
 use crate::{
     addr::{GrantRef, Port},
@@ -87,13 +107,35 @@ pub struct Disk {
     pub secure_discard: bool,
 }
 
-/// A disk with up to `D` requests (at most 32) of up to `S` pages (at most 11).
+/// The pages of one ring.
 #[derive(Debug)]
-pub struct Blkfront<const D: usize, const S: usize> {
-    device: Device,
+pub struct QueuePages<const D: usize, const S: usize> {
+    /// The ring's own.
+    pub ring: Page,
+    /// For the data of each request.
+    pub buffers: [[Page; S]; D],
+    /// For the list of each request's pages, where that is more than 11.
+    pub lists: Option<[Page; D]>,
+}
+
+/// A ring and what it is known by.
+#[derive(Debug)]
+struct Lane<const D: usize, const S: usize> {
     queue: Queue<D, S>,
-    ring_grant: GrantRef,
+    grant: GrantRef,
     port: Option<Port>,
+}
+
+/// A disk with `Q` rings of up to `D` requests (at most 32) of up to `S` pages (at
+/// most 11, with lists 512).
+#[derive(Debug)]
+pub struct Blkfront<const D: usize, const S: usize, const Q: usize = 1> {
+    device: Device,
+    lanes: [Lane<D, S>; Q],
+    /// Rings that this back end takes.
+    active: usize,
+    /// The ring that the next request goes to, if it has room.
+    next: usize,
     phase: Phase,
     disk: Disk,
 }
@@ -123,18 +165,55 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
         ring: Page,
         buffers: [[Page; S]; D],
     ) -> Result<Self, BlkError> {
+        let lists = None;
+        let queue = QueuePages {
+            ring,
+            buffers,
+            lists,
+        };
+        Self::open_queues(bus, id, [queue])
+    }
+
+    /// The event channel, to wait for together with others. It changes when
+    /// the back end is started anew.
+    #[must_use]
+    pub fn port(&self) -> Option<Port> {
+        self.lanes[0].port
+    }
+}
+
+impl<const D: usize, const S: usize, const Q: usize> Blkfront<D, S, Q> {
+    const SOME: () = assert!(Q > 0, "a disk has a ring");
+
+    /// The disk of a device number, with several rings, or with long requests.
+    /// A back end that takes fewer rings leaves the others unused.
+    ///
+    /// # Errors
+    /// As [`open`](Blkfront::open).
+    pub fn open_queues(
+        bus: &mut Bus,
+        id: u32,
+        queues: [QueuePages<D, S>; Q],
+    ) -> Result<Self, BlkError> {
+        let () = Self::SOME;
         let device = Device::open(&mut bus.store, "vbd", id)?;
         // The handle is the low half of the number; back ends don't look at it.
         let handle = u16::try_from(id & 0xffff).unwrap_or(0);
-        let mut queue = Queue::new(ring, handle, buffers);
+        let mut lanes = queues.map(|pages| Lane {
+            queue: Queue::new(pages.ring, handle, pages.buffers, pages.lists),
+            grant: GrantRef(0),
+            port: None,
+        });
         let grants = &bus.grants;
-        queue.grant_all(|page, _| device.grant(grants, page))?;
-        let ring_grant = device.grant(grants, queue.ring.page())?;
+        for lane in &mut lanes {
+            lane.queue.grant_all(|page, _| device.grant(grants, page))?;
+            lane.grant = device.grant(grants, lane.queue.ring.page())?;
+        }
         Ok(Self {
             device,
-            queue,
-            ring_grant,
-            port: None,
+            lanes,
+            active: 1,
+            next: 0,
             phase: Phase::Waiting,
             disk: Disk::default(),
         })
@@ -171,14 +250,26 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
         self.phase == Phase::Live
     }
 
-    /// The event channel, to wait for together with others. It changes when
-    /// the back end is started anew.
+    /// The event channel of each ring, to wait for together with others. They
+    /// change when the back end is started anew.
     #[must_use]
-    pub fn port(&self) -> Option<Port> {
-        self.port
+    pub fn ports(&self) -> [Option<Port>; Q] {
+        core::array::from_fn(|n| self.lanes[n].port)
     }
 
-    /// Asks to read whole sectors, at most `S * 4096` bytes. Goes out with the
+    /// Rings that are used.
+    #[must_use]
+    pub fn rings(&self) -> usize {
+        self.active
+    }
+
+    /// The most bytes of one request.
+    #[must_use]
+    pub fn reach(&self) -> usize {
+        self.lanes[0].queue.reach()
+    }
+
+    /// Asks to read whole sectors, at most [`reach`](Self::reach) bytes. Goes out with the
     /// next [`poll`](Self::poll).
     ///
     /// # Errors
@@ -186,17 +277,17 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
     /// [`BlkError::NotConnected`].
     pub fn submit_read(&mut self, sector: u64, length: usize) -> Result<Ticket, BlkError> {
         let sectors = self.check(sector, length)?;
-        self.queue.submit(Operation::Read, sector, sectors, &[])
+        self.submit(Operation::Read, sector, sectors, &[])
     }
 
-    /// Asks to write whole sectors, at most `S * 4096` bytes.
+    /// Asks to write whole sectors, at most [`reach`](Self::reach) bytes.
     ///
     /// # Errors
     /// As [`submit_read`](Self::submit_read); [`BlkError::ReadOnly`].
     pub fn submit_write(&mut self, sector: u64, data: &[u8]) -> Result<Ticket, BlkError> {
         let sectors = self.check(sector, data.len())?;
         self.check_writable()?;
-        self.queue.submit(Operation::Write, sector, sectors, data)
+        self.submit(Operation::Write, sector, sectors, data)
     }
 
     /// Asks to make durable what was written and answered before.
@@ -211,7 +302,7 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
             Disk { barrier: true, .. } => Operation::Barrier,
             _ => return Err(BlkError::Unsupported),
         };
-        self.queue.submit(operation, 0, 0, &[])
+        self.submit(operation, 0, 0, &[])
     }
 
     /// Asks to forget sectors, `secure` for good.
@@ -231,7 +322,31 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
             return Err(BlkError::Unsupported);
         }
         let operation = Operation::Discard { secure };
-        self.queue.submit(operation, sector, count, &[])
+        self.submit(operation, sector, count, &[])
+    }
+
+    /// Puts a request on the next ring that has room.
+    fn submit(
+        &mut self,
+        operation: Operation,
+        sector: u64,
+        sectors: u64,
+        data: &[u8],
+    ) -> Result<Ticket, BlkError> {
+        for step in 0..self.active {
+            let at = (self.next + step) % self.active;
+            let queue = &mut self.lanes[at].queue;
+            match queue.submit(operation, sector, sectors, data) {
+                Err(BlkError::Busy) => {}
+                Ok(mut ticket) => {
+                    ticket.queue = at;
+                    self.next = (at + 1) % self.active;
+                    return Ok(ticket);
+                }
+                other => return other,
+            }
+        }
+        Err(BlkError::Busy)
     }
 
     /// Sends what was submitted, takes what was answered, follows the back
@@ -253,18 +368,23 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
         if self.phase != Phase::Live {
             return Ok(());
         }
-        if let (true, Some(port)) = (self.queue.ring.publish(), self.port) {
-            EventBell(port).ring();
+        for lane in &mut self.lanes[..self.active] {
+            if let (true, Some(port)) = (lane.queue.ring.publish(), lane.port) {
+                EventBell(port).ring();
+            }
         }
-        self.queue
-            .take_responses()
-            .inspect_err(|&error| self.give_up(error))
+        let mut lanes = self.lanes[..self.active].iter_mut();
+        let taken = lanes.try_for_each(|lane| lane.queue.take_responses());
+        taken.inspect_err(|&error| self.give_up(error))
     }
 
     /// Ends a request that was answered; `None`: not yet. A read's data goes
     /// to `data`, which must be as long as was asked for.
     pub fn finish(&mut self, ticket: &Ticket, data: &mut [u8]) -> Option<Result<(), BlkError>> {
-        self.queue.finish(ticket, data)
+        let Some(lane) = self.lanes.get_mut(ticket.queue) else {
+            return Some(Err(BlkError::Ticket));
+        };
+        lane.queue.finish(ticket, data)
     }
 
     /// Reads whole sectors, as many as `data` holds.
@@ -272,8 +392,8 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
     /// # Errors
     /// The first request's that fails; those under way are waited for.
     pub fn read(&mut self, bus: &mut Bus, sector: u64, data: &mut [u8]) -> Result<(), BlkError> {
-        let reach = Queue::<D, S>::REACH;
         self.check_live()?;
+        let reach = self.reach();
         self.check_range(sector, (data.len() / SECTOR) as u64)?;
         for (group, part) in data.chunks_mut(reach * D).enumerate() {
             let first = sector + (group * reach * D / SECTOR) as u64;
@@ -301,8 +421,8 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
     /// # Errors
     /// As [`read`](Self::read); [`BlkError::ReadOnly`].
     pub fn write(&mut self, bus: &mut Bus, sector: u64, data: &[u8]) -> Result<(), BlkError> {
-        let reach = Queue::<D, S>::REACH;
         self.check_live()?;
+        let reach = self.reach();
         self.check_range(sector, (data.len() / SECTOR) as u64)?;
         for (group, part) in data.chunks(reach * D).enumerate() {
             let first = sector + (group * reach * D / SECTOR) as u64;
@@ -361,7 +481,7 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
             if bus.store.now() >= deadline {
                 return Err(BlkError::TimedOut);
             }
-            bus.wait(&[self.port], deadline)?;
+            bus.wait(&self.ports(), deadline)?;
         }
     }
 
@@ -383,27 +503,48 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
         // One that does not follow is left behind.
         let _ = device.wait_for(&mut bus.store, &ended, deadline);
         device.set_state(&mut bus.store, XenbusState::Closed)?;
-        close_port(&mut self.port);
         let grants = &bus.grants;
-        let _ = grants.take_back(self.ring_grant);
-        let taken: Result<(), BlkError> = self.queue.grant_all(|_, gref| {
-            let _ = grants.take_back(gref);
-            Ok(gref)
-        });
-        taken?;
+        for lane in &mut self.lanes {
+            close_port(&mut lane.port);
+            let _ = grants.take_back(lane.grant);
+            let taken: Result<(), BlkError> = lane.queue.grant_all(|_, gref| {
+                let _ = grants.take_back(gref);
+                Ok(gref)
+            });
+            taken?;
+        }
         Ok(self.device.close(&mut bus.store)?)
     }
 
-    /// A fresh ring for a back end that starts.
+    /// Fresh rings for a back end that starts.
     fn set_up(&mut self, bus: &mut Bus) -> Result<(), BlkError> {
-        close_port(&mut self.port);
-        self.queue.replay();
-        let port = self.device.open_port()?;
-        self.port = Some(port);
-        let (device, ring) = (&self.device, self.ring_grant);
+        let device = &self.device;
+        let rings = device.told(&mut bus.store, "multi-queue-max-queues", 1)?;
+        let indirect = device.told(&mut bus.store, "feature-max-indirect-segments", 0)?;
+        self.active = usize::try_from(rings).unwrap_or(Q).clamp(1, Q);
+        self.next = 0;
+        for (n, lane) in self.lanes.iter_mut().enumerate() {
+            close_port(&mut lane.port);
+            lane.queue.allow_indirect(indirect);
+            if n < self.active {
+                lane.queue.replay();
+                lane.port = Some(device.open_port()?);
+            } else {
+                // It took more rings before. What was on this one is lost.
+                lane.queue.fail_all(BlkError::Failed);
+            }
+        }
+        let lanes = &self.lanes[..self.active];
         bus.store.transaction(|store, tx: Tx| {
-            device.tell(store, tx, "ring-ref", &ring)?;
-            device.tell(store, tx, "event-channel", &port)?;
+            if Q > 1 {
+                device.tell(store, tx, "multi-queue-num-queues", &lanes.len())?;
+            }
+            for (n, lane) in lanes.iter().enumerate() {
+                let node = |name| queue_node(lanes.len(), n, name);
+                device.tell(store, tx, &node("ring-ref")?, &lane.grant)?;
+                let port = lane.port.unwrap_or(Port(0));
+                device.tell(store, tx, &node("event-channel")?, &port)?;
+            }
             device.tell(store, tx, "protocol", &"x86_64-abi")?;
             device.tell(store, tx, "feature-persistent", &1)
         })?;
@@ -449,8 +590,10 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
 
     fn give_up(&mut self, why: BlkError) {
         self.phase = Phase::Gone;
-        close_port(&mut self.port);
-        self.queue.fail_all(why);
+        for lane in &mut self.lanes {
+            close_port(&mut lane.port);
+            lane.queue.fail_all(why);
+        }
     }
 
     fn check_live(&self) -> Result<(), BlkError> {
@@ -486,13 +629,22 @@ impl<const D: usize, const S: usize> Blkfront<D, S> {
         self.check_live()?;
         let (bytes, unit) = (length as u64, self.disk.sector_size);
         let whole = bytes.is_multiple_of(unit) && sector.is_multiple_of(unit / SECTOR as u64);
-        if length == 0 || length > Queue::<D, S>::REACH || !whole {
+        if length == 0 || length > self.reach() || !whole {
             return Err(BlkError::Length(length));
         }
         let count = bytes / SECTOR as u64;
         self.check_range(sector, count)?;
         Ok(count)
     }
+}
+
+/// Where a queue's node lies: of several, in a directory of its own.
+pub(super) fn queue_node(queues: usize, n: usize, name: &str) -> Result<Text<48>, StoreError> {
+    let node = match queues {
+        1 => Text::format(&name),
+        _ => Text::format(&format_args!("queue-{n}/{name}")),
+    };
+    node.ok_or(StoreError::TooLong)
 }
 
 pub(super) fn close_port(port: &mut Option<Port>) {

@@ -4,14 +4,17 @@
 //! long as the disk is used, so that a back end may keep them mapped; what it
 //! does with them at a wrong time can change data of this disk only.
 
+use zerocopy::IntoBytes;
+
 use super::{BlkError, Operation};
 use crate::{
     addr::GrantRef,
     blkif::{
         BLKIF_DISCARD_SECURE, BLKIF_MAX_SEGMENTS_PER_REQUEST, BLKIF_OP_DISCARD,
-        BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_READ, BLKIF_OP_WRITE, BLKIF_OP_WRITE_BARRIER,
-        BLKIF_RING_SLOTS, BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_OKAY, BLKIF_SECTOR_SIZE, BLKIF_SLOT_SIZE,
-        BlkifRequest, BlkifRequestDiscard, BlkifRequestSegment, BlkifResponse,
+        BLKIF_OP_FLUSH_DISKCACHE, BLKIF_OP_INDIRECT, BLKIF_OP_READ, BLKIF_OP_WRITE,
+        BLKIF_OP_WRITE_BARRIER, BLKIF_RING_SLOTS, BLKIF_RSP_EOPNOTSUPP, BLKIF_RSP_OKAY,
+        BLKIF_SECTOR_SIZE, BLKIF_SLOT_SIZE, BlkifRequest, BlkifRequestDiscard,
+        BlkifRequestIndirect, BlkifRequestSegment, BlkifResponse,
     },
     kernel::{
         front_ring::FrontRing,
@@ -23,11 +26,18 @@ use crate::{
 pub const SECTOR: usize = 512;
 const _: () = assert!(SECTOR as u64 == BLKIF_SECTOR_SIZE);
 const SECTORS_PER_PAGE: u32 = 8;
+const SEGMENT_BYTES: usize = size_of::<BlkifRequestSegment>();
+/// Pages that a request with one page of list can name.
+const MOST_SEGMENTS: usize = PAGE_BYTES / SEGMENT_BYTES;
+
+/// What fits into a request without a list.
+const DIRECT_SECTORS: u64 = BLKIF_MAX_SEGMENTS_PER_REQUEST as u64 * SECTORS_PER_PAGE as u64;
 
 /// Names a request until it is finished.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a request that is not finished keeps its slot"]
 pub struct Ticket {
+    pub(super) queue: usize,
     slot: usize,
     serial: u32,
 }
@@ -60,19 +70,31 @@ struct Slot<const S: usize> {
 pub(super) struct Queue<const D: usize, const S: usize> {
     pub(super) ring: FrontRing,
     slots: [Slot<S>; D],
+    /// A page for each slot's list of pages, where the back end takes lists.
+    lists: Option<[List; D]>,
+    /// Pages that a request may have, as this back end is.
+    limit: usize,
     handle: u16,
+}
+
+#[derive(Debug)]
+struct List {
+    page: Page,
+    grant: GrantRef,
 }
 
 impl<const D: usize, const S: usize> Queue<D, S> {
     const FITS: () = assert!(
-        D > 0 && D <= BLKIF_RING_SLOTS as usize && S > 0 && S <= BLKIF_MAX_SEGMENTS_PER_REQUEST,
-        "a disk has 1 to 32 requests of 1 to 11 pages"
+        D > 0 && D <= BLKIF_RING_SLOTS as usize && S > 0 && S <= MOST_SEGMENTS,
+        "a disk has 1 to 32 requests of 1 to 512 pages"
     );
 
-    /// Bytes that one request can carry.
-    pub(super) const REACH: usize = S * PAGE_BYTES;
-
-    pub(super) fn new(ring: Page, handle: u16, pages: [[Page; S]; D]) -> Self {
+    pub(super) fn new(
+        ring: Page,
+        handle: u16,
+        pages: [[Page; S]; D],
+        lists: Option<[Page; D]>,
+    ) -> Self {
         let () = Self::FITS;
         Self {
             ring: FrontRing::new(ring, BLKIF_SLOT_SIZE),
@@ -87,8 +109,30 @@ impl<const D: usize, const S: usize> Queue<D, S> {
                 state: State::Free,
                 serial: 0,
             }),
+            lists: lists.map(|pages| {
+                pages.map(|page| List {
+                    page,
+                    grant: GrantRef(0),
+                })
+            }),
+            limit: S.min(BLKIF_MAX_SEGMENTS_PER_REQUEST),
             handle,
         }
+    }
+
+    /// What the back end says of requests with a list: how many pages they may
+    /// have; 0: it takes none.
+    pub(super) fn allow_indirect(&mut self, pages: u64) {
+        let pages = usize::try_from(pages).unwrap_or(MOST_SEGMENTS);
+        self.limit = match self.lists {
+            Some(_) => S.min(pages.max(BLKIF_MAX_SEGMENTS_PER_REQUEST)),
+            None => S.min(BLKIF_MAX_SEGMENTS_PER_REQUEST),
+        };
+    }
+
+    /// Bytes that one request can carry now.
+    pub(super) fn reach(&self) -> usize {
+        self.limit * PAGE_BYTES
     }
 
     /// Grants all pages by `grant`, or changes their grants.
@@ -100,6 +144,9 @@ impl<const D: usize, const S: usize> Queue<D, S> {
             for (page, gref) in slot.pages.iter().zip(&mut slot.grants) {
                 *gref = grant(page, *gref)?;
             }
+        }
+        for list in self.lists.iter_mut().flatten() {
+            list.grant = grant(&list.page, list.grant)?;
         }
         Ok(())
     }
@@ -126,6 +173,7 @@ impl<const D: usize, const S: usize> Queue<D, S> {
         slot.serial = slot.serial.wrapping_add(1);
         slot.state = State::UnderWay;
         let ticket = Ticket {
+            queue: 0,
             slot: index,
             serial: slot.serial,
         };
@@ -137,7 +185,16 @@ impl<const D: usize, const S: usize> Queue<D, S> {
     pub(super) fn replay(&mut self) {
         self.ring.reset();
         for index in 0..D {
-            if self.slots[index].state == State::UnderWay {
+            let slot = &mut self.slots[index];
+            if slot.state != State::UnderWay {
+                continue;
+            }
+            let bytes = slot.request.bytes();
+            if bytes > (self.limit * PAGE_BYTES) as u64 {
+                // The new back end takes less at once than the old one.
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                slot.state = State::Done(Err(BlkError::Length(bytes)));
+            } else {
                 self.push(index);
             }
         }
@@ -162,6 +219,8 @@ impl<const D: usize, const S: usize> Queue<D, S> {
                 nr_sectors: sectors,
                 ..Default::default()
             })
+        } else if sectors > DIRECT_SECTORS {
+            self.push_indirect(index, id)
         } else {
             let (nr_segments, seg) = segments(&slot.grants, sectors);
             self.ring.push(&BlkifRequest {
@@ -175,6 +234,29 @@ impl<const D: usize, const S: usize> Queue<D, S> {
             })
         };
         debug_assert!(pushed.is_some(), "a ring smaller than our slots");
+    }
+
+    /// A request whose pages are in a list of their own.
+    fn push_indirect(&mut self, index: usize, id: u64) -> Option<()> {
+        let slot = &self.slots[index];
+        let list = self.lists.as_ref()?.get(index)?;
+        let mut count = 0u16;
+        for (at, segment) in all_segments(&slot.grants, slot.request.sectors).enumerate() {
+            list.page.write(at * SEGMENT_BYTES, segment.as_bytes())?;
+            count += 1;
+        }
+        let mut indirect_grefs = [0; 8];
+        indirect_grefs[0] = list.grant.0;
+        self.ring.push(&BlkifRequestIndirect {
+            operation: BLKIF_OP_INDIRECT,
+            indirect_op: slot.request.operation.number(),
+            nr_segments: count,
+            id,
+            sector_number: slot.request.sector,
+            handle: self.handle,
+            indirect_grefs,
+            ..Default::default()
+        })
     }
 
     /// Takes what the back end has answered.
@@ -260,18 +342,37 @@ fn segments(
     sectors: u64,
 ) -> (u8, [BlkifRequestSegment; BLKIF_MAX_SEGMENTS_PER_REQUEST]) {
     let mut list = [BlkifRequestSegment::default(); BLKIF_MAX_SEGMENTS_PER_REQUEST];
-    let (mut rest, mut count) = (sectors, 0u8);
-    for (segment, gref) in list.iter_mut().zip(grants) {
-        if rest == 0 {
-            break;
-        }
-        let here = rest.min(u64::from(SECTORS_PER_PAGE));
-        segment.gref = gref.0;
-        segment.last_sect = u8::try_from(here - 1).unwrap_or(7);
-        rest -= here;
+    let mut count = 0u8;
+    for (place, segment) in list.iter_mut().zip(all_segments(grants, sectors)) {
+        *place = segment;
         count += 1;
     }
     (count, list)
+}
+
+/// The pages for so many sectors, one after the other.
+fn all_segments(grants: &[GrantRef], sectors: u64) -> impl Iterator<Item = BlkifRequestSegment> {
+    let mut rest = sectors;
+    grants.iter().map_while(move |gref| {
+        let here = rest.min(u64::from(SECTORS_PER_PAGE));
+        rest -= here;
+        let last = here.checked_sub(1)?;
+        Some(BlkifRequestSegment {
+            gref: gref.0,
+            last_sect: u8::try_from(last).unwrap_or(7),
+            ..Default::default()
+        })
+    })
+}
+
+impl Request {
+    /// Bytes of data that go with it.
+    fn bytes(&self) -> u64 {
+        match self.operation {
+            Operation::Read | Operation::Write => self.sectors.saturating_mul(BLKIF_SECTOR_SIZE),
+            _ => 0,
+        }
+    }
 }
 
 impl Operation {
@@ -292,7 +393,7 @@ mod tests {
     extern crate std;
 
     use proptest::prelude::*;
-    use zerocopy::{FromBytes, IntoBytes};
+    use zerocopy::FromBytes;
 
     use super::*;
     use crate::kernel::page::tests::{alias, host_page};
@@ -303,7 +404,7 @@ mod tests {
         let back = alias(&ring);
         let pages: [[Page; 2]; 4] = core::array::from_fn(|_| core::array::from_fn(|_| host_page()));
         let first = core::array::from_fn(|page| alias(&pages[0][page]));
-        let mut queue = Queue::new(ring, 0, pages);
+        let mut queue = Queue::new(ring, 0, pages, None);
         let mut next = 100;
         let granted: Result<(), ()> = queue.grant_all(|_, _| {
             next += 1;
@@ -378,6 +479,72 @@ mod tests {
     }
 
     const BLKIF_RSP_ERROR: i16 = crate::blkif::BLKIF_RSP_ERROR;
+
+    /// A queue of requests of up to 20 pages, its ring page, its first list.
+    fn long_queue() -> (Queue<2, 20>, Page, Page) {
+        let ring = host_page();
+        let back = alias(&ring);
+        let pages: [[Page; 20]; 2] =
+            core::array::from_fn(|_| core::array::from_fn(|_| host_page()));
+        let lists = [host_page(), host_page()];
+        let list = alias(&lists[0]);
+        let mut queue = Queue::new(ring, 3, pages, Some(lists));
+        let mut next = 100;
+        let granted: Result<(), ()> = queue.grant_all(|_, _| {
+            next += 1;
+            Ok(GrantRef(next))
+        });
+        granted.expect("counted");
+        (queue, back, list)
+    }
+
+    #[test]
+    fn a_long_request_has_its_pages_in_a_list() {
+        let (mut queue, back, list) = long_queue();
+        assert_eq!(queue.reach(), 11 * 4096, "nothing is known of the back end");
+        queue.allow_indirect(256);
+        assert_eq!(queue.reach(), 20 * 4096);
+        let data = [7; 12 * 4096 + 512];
+        let _ticket = queue.submit(Operation::Write, 9, 97, &data).expect("room");
+        let _ = queue.ring.publish();
+        let mut bytes = [0; 64];
+        back.read(64, &mut bytes).expect("in the page");
+        let seen = BlkifRequestIndirect::read_from_bytes(&bytes).expect("its size");
+        assert_eq!(
+            (seen.operation, seen.indirect_op),
+            (BLKIF_OP_INDIRECT, BLKIF_OP_WRITE)
+        );
+        assert_eq!(
+            (seen.nr_segments, seen.sector_number, seen.handle),
+            (13, 9, 3)
+        );
+        // 40 pages of data are granted before the lists.
+        assert_eq!(seen.indirect_grefs, [141, 0, 0, 0, 0, 0, 0, 0]);
+        for (index, gref, last) in [(0, 101, 7), (11, 112, 7), (12, 113, 0)] {
+            let mut bytes = [0; 8];
+            list.read(index * 8, &mut bytes).expect("in the page");
+            let segment = BlkifRequestSegment::read_from_bytes(&bytes).expect("its size");
+            assert_eq!((segment.gref, segment.last_sect), (gref, last));
+        }
+        // A short one needs no list.
+        let _ticket = queue.submit(Operation::Read, 0, 88, &[]).expect("room");
+        let _ = queue.ring.publish();
+        assert_eq!(request(&back, 1).operation, BLKIF_OP_READ);
+    }
+
+    #[test]
+    fn a_back_end_that_takes_less_than_the_one_before() {
+        let (mut queue, ..) = long_queue();
+        queue.allow_indirect(20);
+        let long = queue.submit(Operation::Read, 0, 160, &[]).expect("room");
+        let flush = queue.submit(Operation::Flush, 0, 0, &[]).expect("room");
+        queue.allow_indirect(0);
+        queue.replay();
+        let failed = Some(Err(BlkError::Length(160 * 512)));
+        assert_eq!(queue.finish(&long, &mut []), failed);
+        assert_eq!(queue.finish(&flush, &mut []), None);
+        assert_eq!(queue.ring.under_way(), 1);
+    }
 
     #[test]
     fn no_more_than_there_are_slots() {

@@ -1,5 +1,5 @@
 //! A network interface: the front end of the network device protocol
-//! ([`netif`](crate::netif)), one queue, frames copied by the back end.
+//! ([`netif`](crate::netif)), one or several queues, frames copied by the back end.
 //!
 //! Frames go through pages that the caller gives: `RX` to receive into, `TX`
 //! to send from. They stay granted, and frames are copied into and out of
@@ -38,7 +38,7 @@ use rx::RxQueue;
 use tx::TxQueue;
 
 use super::{
-    blkfront::close_port,
+    blkfront::{close_port, queue_node},
     doorbell::{Doorbell, EventBell},
     page::Page,
     text::Text,
@@ -123,15 +123,37 @@ pub struct Takes {
     pub checksum6: bool,
 }
 
-/// An interface with `RX` pages (at most 256) to receive into and `TX` (at
-/// most 256) to send from.
+/// The pages of one queue.
 #[derive(Debug)]
-pub struct Netfront<const RX: usize, const TX: usize> {
-    device: Device,
+pub struct QueuePages<const RX: usize, const TX: usize> {
+    /// The two rings: to send, to receive.
+    pub rings: [Page; 2],
+    /// To receive into.
+    pub rx: [Page; RX],
+    /// To send from.
+    pub tx: [Page; TX],
+}
+
+/// A queue and what it is known by.
+#[derive(Debug)]
+struct Lane<const RX: usize, const TX: usize> {
     rx: RxQueue<RX>,
     tx: TxQueue<TX>,
-    ring_grants: [GrantRef; 2],
+    /// Of the rings, to send and to receive.
+    grants: [GrantRef; 2],
     port: Option<Port>,
+}
+
+/// An interface of `Q` queues, each with `RX` pages (at most 256) to receive into
+/// and `TX` (at most 256) to send from.
+#[derive(Debug)]
+pub struct Netfront<const RX: usize, const TX: usize, const Q: usize = 1> {
+    device: Device,
+    lanes: [Lane<RX, TX>; Q],
+    /// Queues that this back end takes.
+    active: usize,
+    /// The queue that is asked first for the next frame.
+    next: usize,
     phase: Phase,
     offer: Offer,
     takes: Takes,
@@ -153,6 +175,32 @@ impl<const RX: usize, const TX: usize> Netfront<RX, TX> {
         tx: [Page; TX],
         offer: Offer,
     ) -> Result<Self, NetError> {
+        Self::open_queues(bus, nth, [QueuePages { rings, rx, tx }], offer)
+    }
+
+    /// The event channel, to wait for together with others. It changes when
+    /// the back end is started anew.
+    #[must_use]
+    pub fn port(&self) -> Option<Port> {
+        self.lanes[0].port
+    }
+}
+
+impl<const RX: usize, const TX: usize, const Q: usize> Netfront<RX, TX, Q> {
+    const SOME: () = assert!(Q > 0, "an interface has a queue");
+
+    /// As [`open`](Netfront::open), with several queues. A back end that takes
+    /// fewer leaves the others unused.
+    ///
+    /// # Errors
+    /// As [`open`](Netfront::open).
+    pub fn open_queues(
+        bus: &mut Bus,
+        nth: usize,
+        queues: [QueuePages<RX, TX>; Q],
+        offer: Offer,
+    ) -> Result<Self, NetError> {
+        let () = Self::SOME;
         let id = Device::find(&mut bus.store, "vif", nth)?;
         let device = Device::open(&mut bus.store, "vif", id)?;
         let front = device.front();
@@ -162,19 +210,29 @@ impl<const RX: usize, const TX: usize> Netfront<RX, TX> {
         let mtu = bus
             .store
             .number_or(Tx::NONE, &format_args!("{front}/mtu"), 1500)?;
-        let [tx_ring, rx_ring] = rings;
-        let (mut rx, mut tx) = (RxQueue::new(rx_ring, rx), TxQueue::new(tx_ring, tx));
+        let mut lanes = queues.map(|pages| {
+            let [tx_ring, rx_ring] = pages.rings;
+            Lane {
+                rx: RxQueue::new(rx_ring, pages.rx),
+                tx: TxQueue::new(tx_ring, pages.tx),
+                grants: [GrantRef(0); 2],
+                port: None,
+            }
+        });
         let grants = &bus.grants;
-        rx.grant_all(|page, _| device.grant(grants, page))?;
-        tx.grant_all(|page, _| device.grant(grants, page))?;
-        let tx_ring = device.grant(grants, tx.ring.page())?;
-        let rx_ring = device.grant(grants, rx.ring.page())?;
+        for lane in &mut lanes {
+            lane.rx.grant_all(|page, _| device.grant(grants, page))?;
+            lane.tx.grant_all(|page, _| device.grant(grants, page))?;
+            lane.grants = [
+                device.grant(grants, lane.tx.ring.page())?,
+                device.grant(grants, lane.rx.ring.page())?,
+            ];
+        }
         Ok(Self {
             device,
-            rx,
-            tx,
-            ring_grants: [tx_ring, rx_ring],
-            port: None,
+            lanes,
+            active: 1,
+            next: 0,
             phase: Phase::Waiting,
             offer,
             takes: Takes::default(),
@@ -227,17 +285,25 @@ impl<const RX: usize, const TX: usize> Netfront<RX, TX> {
         self.phase == Phase::Live
     }
 
-    /// The event channel, to wait for together with others. It changes when
-    /// the back end is started anew.
+    /// The event channel of each queue, to wait for together with others. They
+    /// change when the back end is started anew.
     #[must_use]
-    pub fn port(&self) -> Option<Port> {
-        self.port
+    pub fn ports(&self) -> [Option<Port>; Q] {
+        core::array::from_fn(|n| self.lanes[n].port)
+    }
+
+    /// Queues that are used.
+    #[must_use]
+    pub fn queues(&self) -> usize {
+        self.active
     }
 
     /// Frames dropped as they came, and frames that the back end did not send.
     #[must_use]
     pub fn lost(&self) -> (u64, u64) {
-        (self.rx.dropped, self.tx.failed)
+        self.lanes.iter().fold((0, 0), |(dropped, failed), lane| {
+            (dropped + lane.rx.dropped, failed + lane.tx.failed)
+        })
     }
 
     /// The next frame, copied to `frame`. One that is larger is dropped.
@@ -248,15 +314,23 @@ impl<const RX: usize, const TX: usize> Netfront<RX, TX> {
         if self.phase != Phase::Live {
             return Ok(None);
         }
-        self.rx
-            .receive(frame)
-            .inspect_err(|_| self.phase = Phase::Gone)
+        for step in 0..self.active {
+            let at = (self.next + step) % self.active;
+            let received = self.lanes[at].rx.receive(frame);
+            let received = received.inspect_err(|_| self.phase = Phase::Gone)?;
+            if received.is_some() {
+                self.next = (at + 1) % self.active;
+                return Ok(received);
+            }
+        }
+        Ok(None)
     }
 
-    /// Whether a frame of one page can be sent now.
+    /// Whether a frame of one page can be sent now, whichever queue it goes to.
     #[must_use]
     pub fn can_send(&self) -> bool {
-        self.phase == Phase::Live && self.tx.free() > 0 && self.tx.ring.free() > 0
+        let room = |lane: &Lane<RX, TX>| lane.tx.free() > 0 && lane.tx.ring.free() > 0;
+        self.phase == Phase::Live && self.lanes[..self.active].iter().all(room)
     }
 
     /// Sends a frame, with the next [`poll`](Self::poll).
@@ -282,7 +356,8 @@ impl<const RX: usize, const TX: usize> Netfront<RX, TX> {
         if !gso || !(one_page || self.takes.scatter_gather) {
             return Err(NetError::Length(frame.len()));
         }
-        self.tx.send(frame, how)
+        let queue = flow(frame) % self.active;
+        self.lanes[queue].tx.send(frame, how)
     }
 
     /// Sends what is waiting, takes back what was sent, follows the back end's
@@ -303,11 +378,14 @@ impl<const RX: usize, const TX: usize> Netfront<RX, TX> {
         if self.phase != Phase::Live {
             return Ok(());
         }
-        let taken = self.tx.take_responses();
+        let mut lanes = self.lanes[..self.active].iter_mut();
+        let taken = lanes.try_for_each(|lane| lane.tx.take_responses());
         taken.inspect_err(|_| self.give_up())?;
-        let wanted = [self.tx.ring.publish(), self.rx.ring.publish()];
-        if let (true, Some(port)) = (wanted.contains(&true), self.port) {
-            EventBell(port).ring();
+        for lane in &mut self.lanes[..self.active] {
+            let wanted = [lane.tx.ring.publish(), lane.rx.ring.publish()];
+            if let (true, Some(port)) = (wanted.contains(&true), lane.port) {
+                EventBell(port).ring();
+            }
         }
         Ok(())
     }
@@ -328,16 +406,18 @@ impl<const RX: usize, const TX: usize> Netfront<RX, TX> {
         // One that does not follow is left behind.
         let _ = device.wait_for(&mut bus.store, &ended, deadline);
         device.set_state(&mut bus.store, XenbusState::Closed)?;
-        close_port(&mut self.port);
         let grants = &bus.grants;
         let mut take_back = |_: &Page, gref| -> Result<GrantRef, StoreError> {
             let _ = grants.take_back(gref);
             Ok(gref)
         };
-        self.rx.grant_all(&mut take_back)?;
-        self.tx.grant_all(&mut take_back)?;
-        for gref in self.ring_grants {
-            let _ = grants.take_back(gref);
+        for lane in &mut self.lanes {
+            close_port(&mut lane.port);
+            lane.rx.grant_all(&mut take_back)?;
+            lane.tx.grant_all(&mut take_back)?;
+            for gref in lane.grants {
+                let _ = grants.take_back(gref);
+            }
         }
         Ok(self.device.close(&mut bus.store)?)
     }
@@ -345,19 +425,33 @@ impl<const RX: usize, const TX: usize> Netfront<RX, TX> {
     /// Fresh rings for a back end that starts.
     fn set_up(&mut self, bus: &mut Bus) -> Result<(), NetError> {
         self.takes = self.read_takes(bus)?;
-        close_port(&mut self.port);
-        self.tx.reset();
-        self.rx.replay();
-        // Posted before the back end looks: it needs no event for them.
-        let _ = self.rx.ring.publish();
-        let port = self.device.open_port()?;
-        self.port = Some(port);
-        let (device, [tx_ring, rx_ring], offer) = (&self.device, self.ring_grants, self.offer);
+        let (device, offer) = (&self.device, self.offer);
+        let queues = device.told(&mut bus.store, "multi-queue-max-queues", 1)?;
+        self.active = usize::try_from(queues).unwrap_or(Q).clamp(1, Q);
+        self.next = 0;
+        for (n, lane) in self.lanes.iter_mut().enumerate() {
+            close_port(&mut lane.port);
+            lane.tx.reset();
+            lane.rx.replay();
+            if n < self.active {
+                // Posted before the back end looks: it needs no event for them.
+                let _ = lane.rx.ring.publish();
+                lane.port = Some(device.open_port()?);
+            }
+        }
+        let lanes = &self.lanes[..self.active];
         let number = u8::from;
         bus.store.transaction(|store, tx| {
-            device.tell(store, tx, "tx-ring-ref", &tx_ring)?;
-            device.tell(store, tx, "rx-ring-ref", &rx_ring)?;
-            device.tell(store, tx, "event-channel", &port)?;
+            if Q > 1 {
+                device.tell(store, tx, "multi-queue-num-queues", &lanes.len())?;
+            }
+            for (n, lane) in lanes.iter().enumerate() {
+                let node = |name| queue_node(lanes.len(), n, name);
+                device.tell(store, tx, &node("tx-ring-ref")?, &lane.grants[0])?;
+                device.tell(store, tx, &node("rx-ring-ref")?, &lane.grants[1])?;
+                let port = lane.port.unwrap_or(Port(0));
+                device.tell(store, tx, &node("event-channel")?, &port)?;
+            }
             device.tell(store, tx, "request-rx-copy", &1)?;
             device.tell(store, tx, "feature-rx-notify", &1)?;
             let complete = number(!offer.blank_checksum);
@@ -397,8 +491,37 @@ impl<const RX: usize, const TX: usize> Netfront<RX, TX> {
 
     fn give_up(&mut self) {
         self.phase = Phase::Gone;
-        close_port(&mut self.port);
+        for lane in &mut self.lanes {
+            close_port(&mut lane.port);
+        }
     }
+}
+
+/// A number that the frames of one connection have in common, so that they stay in
+/// their order: of the two addresses and, over TCP and UDP, the ports.
+fn flow(frame: &[u8]) -> usize {
+    const IPV4: [u8; 2] = [0x08, 0x00];
+    const IPV6: [u8; 2] = [0x86, 0xdd];
+    let has_ports = |protocol: Option<&u8>| matches!(protocol, Some(6 | 17));
+    let (start, mut end) = match frame.get(12..14) {
+        Some(kind) if kind == IPV4 => (26, 34),
+        Some(kind) if kind == IPV6 => (22, 54),
+        _ => (0, 12),
+    };
+    // Not behind options, and not in later fragments, which have no ports.
+    let whole_v4 = start == 26
+        && frame.get(14) == Some(&0x45)
+        && frame
+            .get(20..22)
+            .is_some_and(|word| word[0] & 0x3f == 0 && word[1] == 0)
+        && has_ports(frame.get(23));
+    if whole_v4 || (start == 22 && has_ports(frame.get(20))) {
+        end += 4;
+    }
+    let bytes = frame.get(start..end).unwrap_or_default();
+    bytes.iter().fold(0_usize, |sum, &byte| {
+        sum.wrapping_mul(31).wrapping_add(usize::from(byte))
+    })
 }
 
 /// Six pairs of hexadecimal digits.
@@ -413,7 +536,33 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_mac;
+    use super::{flow, parse_mac};
+
+    /// A TCP frame between two ports, in the fragment at `offset`.
+    fn frame(from: u8, to: u8, offset: u8) -> [u8; 60] {
+        let mut frame = [0; 60];
+        frame[12] = 8;
+        frame[14] = 0x45;
+        frame[21] = offset;
+        frame[23] = 6;
+        frame[26..34].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
+        (frame[35], frame[37]) = (from, to);
+        frame
+    }
+
+    #[test]
+    fn a_connection_stays_in_its_queue() {
+        let mut longer = frame(80, 9, 0);
+        longer[50] = 1;
+        assert_eq!(flow(&frame(80, 9, 0)), flow(&longer));
+        let queues = |n: u8| flow(&frame(80, n, 0)) % 4;
+        assert!((0..8).any(|n| queues(n) != queues(0)), "all in one queue");
+        // What stands where ports would be is data there.
+        assert_eq!(flow(&frame(80, 9, 1)), flow(&frame(1, 2, 1)));
+        for length in 0..60 {
+            let _ = flow(&frame(80, 9, 0)[..length]);
+        }
+    }
 
     #[test]
     fn mac_addresses() {
