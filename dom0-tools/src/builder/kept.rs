@@ -45,16 +45,17 @@ pub struct KeptKernels {
 pub struct Key(String);
 
 impl KeptKernels {
-    /// The directory, made if it does not exist; none if it can't be used or
-    /// others may write to it.
+    /// Kernels in this directory, which is made when there is something to
+    /// keep; none if it can't be told when the host was booted.
     #[must_use]
     pub fn open(dir: PathBuf) -> Option<Self> {
-        let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
-        let usable = made
-            .and_then(|()| fs::symlink_metadata(&dir))
-            .is_ok_and(|found| found.is_dir() && is_own(&found));
         let boot = fs::read_to_string(BOOT_ID).ok()?.trim().to_owned();
-        usable.then_some(Self { dir, boot })
+        Some(Self { dir, boot })
+    }
+
+    /// Whether the directory exists and is this user's alone.
+    fn is_usable(&self) -> bool {
+        fs::symlink_metadata(&self.dir).is_ok_and(|found| found.is_dir() && is_own(&found))
     }
 
     /// The name of what `packed` unpacks to.
@@ -68,6 +69,9 @@ impl KeptKernels {
     /// The unpacked kernel of that name, if it is kept.
     #[must_use]
     pub fn find(&self, key: &Key) -> Option<File> {
+        if !self.is_usable() {
+            return None;
+        }
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(OFlag::O_NOFOLLOW.bits())
@@ -84,15 +88,24 @@ impl KeptKernels {
 
     /// Keeps `unpacked`, and lets go of what is too much.
     pub fn keep(&self, key: &Key, unpacked: &[u8]) {
-        if let Err(error) = self.write(key, unpacked) {
-            tracing::debug!(dir = %self.dir.display(), %error, "an unpacked kernel is not kept");
+        match self.write(key, unpacked) {
+            Ok(()) => self.forget_surplus(),
+            Err(error) => {
+                tracing::debug!(dir = %self.dir.display(), %error, "an unpacked kernel is not kept");
+            }
         }
-        self.forget_surplus();
     }
 
     /// The file has no name before it is whole, so that whoever dies here
     /// leaves nothing.
     fn write(&self, key: &Key, unpacked: &[u8]) -> io::Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)?;
+        if !self.is_usable() {
+            return Err(io::Error::other("others may write there"));
+        }
         let mut file = OpenOptions::new()
             .write(true)
             .custom_flags(OFlag::O_TMPFILE.bits())
@@ -160,8 +173,10 @@ mod tests {
     #[test]
     fn a_kernel_is_found_by_the_bytes_that_it_was_unpacked_from() {
         let dir = tempfile::tempdir().unwrap();
-        let kept = KeptKernels::open(dir.path().join("of/its/own")).unwrap();
+        let own = dir.path().join("of/its/own");
+        let kept = KeptKernels::open(own.clone()).unwrap();
         assert_eq!(content(&kept, b"packed"), None);
+        assert!(!own.exists());
         kept.keep(&kept.key(b"packed"), b"unpacked");
         kept.keep(&kept.key(b"packed"), b"unpacked");
         assert_eq!(content(&kept, b"packed").unwrap(), b"unpacked");
@@ -199,10 +214,14 @@ mod tests {
         let open_to_all = |path: &Path| {
             fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
         };
+        assert!(kept.find(&key).is_some());
         open_to_all(&dir.path().join(&key.0));
         assert!(kept.find(&key).is_none());
+        kept.keep(&key, b"unpacked");
         open_to_all(dir.path());
-        assert!(KeptKernels::open(dir.path().into()).is_none());
+        assert!(kept.find(&key).is_none());
+        kept.keep(&kept.key(b"another"), b"unpacked");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]

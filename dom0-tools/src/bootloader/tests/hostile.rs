@@ -1,7 +1,8 @@
 //! Disks and texts that were made to harm us.
 
-use std::{fs, sync::OnceLock, time::Instant};
+use std::{fs, sync::OnceLock, time::Duration};
 
+use nix::time::{ClockId, clock_gettime};
 use proptest::prelude::*;
 
 use super::{
@@ -14,7 +15,7 @@ use crate::config::disk::Format;
 const SECONDS: u64 = 20;
 
 fn quickly(text: &str) {
-    let start = Instant::now();
+    let start = processor_time();
     for path in [
         "/boot/grub/grub.cfg",
         "/boot/grub/menu.lst",
@@ -25,8 +26,14 @@ fn quickly(text: &str) {
         let _ = legacy::find(&files, path);
         let _ = extlinux::find(&files, path);
     }
-    let took = start.elapsed();
+    let took = processor_time() - start;
     assert!(took.as_secs() < SECONDS, "{took:?} for {:.60}", text);
+}
+
+/// What this thread has used: others on the machine do not count.
+fn processor_time() -> Duration {
+    let now = clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID);
+    Duration::from(now.expect("a thread has a clock"))
 }
 
 /// Depth, doubling, and as much of everything as fits into a file.
@@ -114,9 +121,9 @@ proptest! {
         let path = room.path("damaged");
         fs::write(&path, bytes).expect("a file");
         let disk = Disk { path: &path, format: Format::Raw, vdev: "xvda" };
-        let start = Instant::now();
+        let start = processor_time();
         let booted = boot(&disk, &Choice::default());
-        prop_assert!(start.elapsed().as_secs() < SECONDS);
+        prop_assert!((processor_time() - start).as_secs() < SECONDS);
         prop_assert!(!matches!(booted, Err(BootError::Bug { .. })), "{:?}", booted.err());
     }
 
