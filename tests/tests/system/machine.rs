@@ -302,7 +302,10 @@ fn answer(stream: TcpStream, root: &Path) -> Option<String> {
     let mut lines = BufReader::new(stream).lines();
     let request = lines.next()?.ok()?;
     let path = request.split(' ').nth(1)?.replace("/./", "/");
-    lines.by_ref().flatten().find(String::is_empty)?;
+    lines
+        .by_ref()
+        .map_while(Result::ok)
+        .find(String::is_empty)?;
     // Nothing but what was put there: no path leads out.
     let name = Path::new(&path).file_name()?;
     let (status, body) = match fs::read(root.join(name)) {
