@@ -27,8 +27,8 @@ const BASES: [&str; 6] = [
     "dom0-tools/src/xenstore",
 ];
 
-/// Directories that hold no pages of ours.
-const ELSEWHERE: [&str; 2] = ["target", "node_modules"];
+/// Directories that hold no pages of ours: `patched` is what a port fetched.
+const ELSEWHERE: [&str; 3] = ["target", "node_modules", "patched"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))

@@ -1,5 +1,6 @@
 //! Whole systems: real kernels, real sockets, real processes.
 
+mod arceos;
 mod bad_input;
 mod boot;
 mod devices;
