@@ -14,7 +14,7 @@
 //! not looked for on the host: ArceOS does not write it back at its end.
 
 use std::{
-    env, fs,
+    fs,
     path::{Path, PathBuf},
     process::Command,
     sync::OnceLock,
