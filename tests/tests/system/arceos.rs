@@ -154,7 +154,11 @@ fn its_http_server_answers_curl_from_its_disk() {
     let domus = Installation::new();
     let (large, larger) = (contents(100_000), contents(150_000));
     let page: &[u8] = b"<h1>ArceOS on Domus</h1>\n";
-    let files = [("index.html", page), ("large", &large), ("larger", &larger)];
+    let files = [
+        ("index.html", page),
+        ("large", &large[..]),
+        ("larger", &larger[..]),
+    ];
     let config = config("httpserver", &domus, &files).line("vif = [ \"bridge=br0\" ]");
     let mut create = net.inside(domus.command("ip"), Programs::get().program("xm"));
     create.arg("create").arg(config.write(&domus));
