@@ -48,9 +48,18 @@ fn serve(mut stream: TcpStream) -> io::Result<()> {
         return refuse(&mut stream, "400 Bad Request");
     };
     match fs::File::open(&path) {
-        Ok(file) if file.metadata()?.is_file() => send(&mut stream, file),
-        _ => refuse(&mut stream, "404 Not Found"),
+        Ok(file) if file.metadata()?.is_file() => send(&mut stream, file)?,
+        _ => refuse(&mut stream, "404 Not Found")?,
     }
+    wait_for_end(&mut stream)
+}
+
+/// Waits until the other side has all, and closes: what a socket of ArceOS'
+/// has not sent when it is dropped is lost.
+fn wait_for_end(stream: &mut TcpStream) -> io::Result<()> {
+    let mut piece = [0; 64];
+    while stream.read(&mut piece)? > 0 {}
+    Ok(())
 }
 
 /// Reads up to the empty line.
