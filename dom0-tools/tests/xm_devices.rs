@@ -300,7 +300,11 @@ fn killed_back_ends_and_monitors_are_replaced() {
     assert_eq!(pid_of(&installation, "netback"), Some(other));
 
     // The back ends outlive a monitor, and the next one takes them over.
-    let second = pid_of(&installation, "blkback");
+    let mut second = None;
+    wait_until("blkback's pid", || {
+        second = pid_of(&installation, "blkback");
+        second.is_some()
+    });
     let monitor = monitors(&run_dir)[0];
     kill(monitor);
     wait_until("the monitor to end", || monitors(&run_dir).is_empty());

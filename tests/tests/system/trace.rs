@@ -120,7 +120,7 @@ fn agrees(domus: &Installation, name: &str, table: &Value) -> usize {
     let mut compared = 0;
     for (name, count) in counted {
         let name = match name.as_str() {
-            "VM entry" | "kick" => continue,
+            "VM entry" | "kick" | "run-ahead instruction" => continue,
             "event delivered" => "upcall",
             "user syscall" => "syscall",
             name => name,
