@@ -213,12 +213,7 @@ impl<D: Driver> Service<D> {
 
     /// Whether to end.
     fn wait(&mut self) -> Result<bool, ServiceError> {
-        let timeout = self
-            .table
-            .retry_in(Instant::now())
-            .map_or(PollTimeout::NONE, |wait| {
-                PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
-            });
+        let timeout = self.patience()?;
         let fds = [
             (self.signals.as_fd(), PollFlags::POLLIN),
             (self.hypervisor.as_fd(), PollFlags::empty()),
@@ -240,6 +235,18 @@ impl<D: Driver> Service<D> {
             self.table.note_calls();
         }
         Ok(signal && self.signals.read_signal()?.is_some())
+    }
+
+    /// How long to wait. Not at all for an event that came while the devices
+    /// were worked on: signals are looked at nevertheless.
+    fn patience(&mut self) -> Result<PollTimeout, ServiceError> {
+        if self.store.has_event()? {
+            return Ok(PollTimeout::ZERO);
+        }
+        let retry = self.table.retry_in(Instant::now());
+        Ok(retry.map_or(PollTimeout::NONE, |wait| {
+            PollTimeout::try_from(wait + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX)
+        }))
     }
 }
 

@@ -1,13 +1,19 @@
 //! The client library against the real daemon.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use dom0_tools::xenstore::{
-    client::{Error, Nodes, WatchEvent},
+    client::{Client, Error, Nodes, WatchEvent},
     perms::Perm,
 };
 use guest_abi::{addr::DomId, errno::Errno};
-use nix::sys::signal::Signal;
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::Signal,
+};
 
 use crate::installation::Installation;
 
@@ -115,6 +121,27 @@ fn events_come_in_and_time_out() {
     store.unwatch("/a", "t").unwrap();
     other.write("/a/b", "2").unwrap();
     assert_eq!(store.next_event(Some(Duration::ZERO)).unwrap(), None);
+}
+
+/// The socket does not show an event that came with the reply to a request.
+#[test]
+fn an_event_that_was_read_already_is_known() {
+    let installation = Installation::new();
+    let (mut store, mut other) = (installation.client(), installation.client());
+    store.watch("/a", "t").unwrap();
+    assert_eq!(store.next_event(SOON).unwrap(), event("/a", "t"));
+    assert!(!store.has_event().unwrap());
+    other.write("/a/b", "1").unwrap();
+    let is_readable = |store: &Client, patience: u16| {
+        let mut fds = [PollFd::new(store.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, PollTimeout::from(patience)).unwrap() == 1
+    };
+    assert!(is_readable(&store, 10_000));
+    assert_eq!(store.find("/a/b").unwrap(), Some("1".into()));
+    assert!(!is_readable(&store, 0));
+    assert!(store.has_event().unwrap());
+    assert_eq!(store.next_event(SOON).unwrap(), event("/a/b", "t"));
+    assert!(!store.has_event().unwrap());
 }
 
 #[test]

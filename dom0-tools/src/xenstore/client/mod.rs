@@ -193,6 +193,19 @@ impl Client {
         }
     }
 
+    /// Whether [`next_event`](Self::next_event) would give one at once. To be
+    /// asked before the descriptor is waited for: an event that came with the
+    /// reply to a request has been read already, and makes nothing readable.
+    ///
+    /// # Errors
+    /// As [`next_event`](Self::next_event).
+    pub fn has_event(&mut self) -> Result<bool, Error> {
+        if let Some(event) = self.next_event(Some(Duration::ZERO))? {
+            self.events.push_front(event);
+        }
+        Ok(!self.events.is_empty())
+    }
+
     /// Runs `body` within a transaction and commits it, again and again while
     /// others are in the way. An error of `body` drops the transaction.
     ///
