@@ -34,7 +34,7 @@ fn files(dir: &Path, end: &str, found: &mut Vec<PathBuf>) {
         let entry = entry.expect("a directory entry");
         let (path, name) = (entry.path(), entry.file_name());
         let name = name.to_string_lossy();
-        if path.is_dir() && !name.starts_with('.') && name != "target" {
+        if path.is_dir() && !name.starts_with('.') && name != "target" && name != "patched" {
             files(&path, end, found);
         } else if name.ends_with(end) {
             found.push(path);
