@@ -462,6 +462,15 @@ impl Monitor {
         record.config.vifs.clear();
         record.kept = true;
         record.save().map_err(life::LifeError::Record)?;
+        // `xm destroy` ends the domain first: it may have removed the record
+        // just before it was saved.
+        let gone = match self.host.hypervisor.domain_info(record.dom()) {
+            Ok(info) => info.uuid != record.uuid,
+            Err(error) => error.is_no_such_domain(),
+        };
+        if gone {
+            record.remove();
+        }
         Ok(())
     }
 

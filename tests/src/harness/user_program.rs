@@ -13,9 +13,10 @@ use super::Programs;
 pub fn user_program(name: &str) -> PathBuf {
     let source = format!("{}/guests/user/{name}.rs", env!("CARGO_MANIFEST_DIR"));
     let to = Programs::get().program(name);
-    // Tests of one process build it at the same time: each its own.
-    let thread = format!("{:?}", std::thread::current().id());
-    let fresh = to.with_extension(format!("{}{}", std::process::id(), thread.len()));
+    // Tests build the same one side by side: each in a directory of its own,
+    // for rustc's intermediate files, too.
+    let room = tempfile::tempdir_in(to.parent().expect("a directory")).expect("room to build");
+    let fresh = room.path().join(name);
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let built = Command::new(rustc)
         .args(["--edition=2024", "-O", "-Cstrip=symbols"])
@@ -25,6 +26,6 @@ pub fn user_program(name: &str) -> PathBuf {
         .expect("rustc runs");
     let said = String::from_utf8_lossy(&built.stderr);
     assert!(built.status.success(), "{said}");
-    fs::rename(&fresh, &to).expect("in the same directory");
+    fs::rename(&fresh, &to).expect("on the same file system");
     to
 }
