@@ -11,6 +11,7 @@
 //!
 //! **Limits.** That a sentence is true no program can tell.
 
+use domus_tests::repository::{files, root};
 use std::{
     collections::BTreeSet,
     fs,
@@ -26,16 +27,6 @@ const BASES: [&str; 6] = [
     "dom0-tools/src",
     "dom0-tools/src/xenstore",
 ];
-
-/// Directories that hold no pages of ours: `patched` is what a port fetched.
-const ELSEWHERE: [&str; 3] = ["target", "node_modules", "patched"];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("..")
-        .canonicalize()
-        .expect("the repository")
-}
 
 /// A page, without its code blocks.
 struct Page {
@@ -94,23 +85,9 @@ impl Page {
 }
 
 fn pages() -> Vec<Page> {
-    let mut pages = Vec::new();
-    collect(&root(), &mut pages);
+    let pages: Vec<_> = files(".md").into_iter().map(Page::read).collect();
     assert!(pages.len() > 10, "only {} pages found", pages.len());
     pages
-}
-
-fn collect(dir: &Path, pages: &mut Vec<Page>) {
-    let entries = fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
-    for entry in entries.map(|entry| entry.expect("a directory entry")) {
-        let (path, name) = (entry.path(), entry.file_name());
-        let name = name.to_string_lossy();
-        if path.is_dir() && !name.starts_with('.') && !ELSEWHERE.contains(&&*name) {
-            collect(&path, pages);
-        } else if name.ends_with(".md") {
-            pages.push(Page::read(path));
-        }
-    }
 }
 
 #[test]

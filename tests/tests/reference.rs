@@ -10,19 +10,15 @@
 //!
 //! **Limits.** Which of a function's errors comes when, no text search can tell.
 
-use domus_tests::reference::{CODE, PAGES, Page, Reference, SECTIONS, read, table};
+use domus_tests::{
+    reference::{CODE, PAGES, Page, Reference, SECTIONS, read, table},
+    repository::root,
+};
 use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
 };
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("..")
-        .canonicalize()
-        .expect("the repository")
-}
 
 fn reference() -> Reference {
     let reference = Reference::of(&root());

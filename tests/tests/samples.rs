@@ -14,42 +14,20 @@ use dom0_tools::{
     config,
     xm::table::{self, Kind, Resolved},
 };
+use domus_tests::repository::{files, root};
 use std::{
     fs,
     io::Write as _,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
 };
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("..")
-        .canonicalize()
-        .expect("the repository")
-}
-
-/// All files below `dir` whose names end so.
-fn files(dir: &Path, end: &str, found: &mut Vec<PathBuf>) {
-    for entry in fs::read_dir(dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display())) {
-        let entry = entry.expect("a directory entry");
-        let (path, name) = (entry.path(), entry.file_name());
-        let name = name.to_string_lossy();
-        if path.is_dir() && !name.starts_with('.') && name != "target" && name != "patched" {
-            files(&path, end, found);
-        } else if name.ends_with(end) {
-            found.push(path);
-        }
-    }
-}
-
 fn texts(end: &str) -> Vec<(PathBuf, String)> {
-    let mut found = Vec::new();
-    files(&root(), end, &mut found);
     let read = |path: PathBuf| {
         let text = fs::read_to_string(&path).unwrap_or_default();
         (path, text)
     };
-    found.into_iter().map(read).collect()
+    files(end).into_iter().map(read).collect()
 }
 
 /// A fenced block.

@@ -111,15 +111,14 @@ impl Daemon {
             }
             if ready.sayings || ready.store {
                 // Before the store: it may tell of the domain's end.
-                self.table.hear(&self.client, &ClientBell(&self.client));
+                self.table.hear(&self.client);
             }
             self.serve_store(ready.store);
-            let bell = ClientBell(&self.client);
             for dom in ready.events {
-                self.table.serve_guest(dom, &bell);
+                self.table.serve_guest(dom, &self.client);
             }
             for dom in ready.keys {
-                self.table.serve_keys(dom, &bell);
+                self.table.serve_keys(dom, &self.client);
             }
             self.table.serve_screens(Instant::now());
         }
@@ -204,11 +203,9 @@ impl Daemon {
     }
 }
 
-struct ClientBell<'a>(&'a Client);
-
-impl Bell for ClientBell<'_> {
+impl Bell for Client {
     fn ring(&self, port: Port) {
-        if let Err(error) = self.0.evtchn_notify(port) {
+        if let Err(error) = self.evtchn_notify(port) {
             debug!(%port, %error, "cannot notify");
         }
     }

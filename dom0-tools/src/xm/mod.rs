@@ -26,6 +26,7 @@ pub mod host;
 pub mod hotplug;
 pub mod image;
 pub mod info;
+mod last_words;
 pub mod life;
 pub mod list;
 pub mod monitor;

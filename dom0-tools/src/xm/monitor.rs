@@ -44,7 +44,7 @@ use super::{
     dump_core,
     error::XmError,
     host::Host,
-    hotplug,
+    hotplug, last_words,
     life::{self, Images, Making, Origin},
     nodes,
     progress::Progress,
@@ -340,6 +340,7 @@ impl Monitor {
         self.say(&format!(
             "the domain {what} (reason {reason}); action: {action}"
         ));
+        last_words::wait_for_console(&mut self.host.store, self.record.dom());
         if !matches!(
             reason,
             SHUTDOWN_POWEROFF | SHUTDOWN_REBOOT | SHUTDOWN_SUSPEND

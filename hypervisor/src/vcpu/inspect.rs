@@ -5,7 +5,7 @@
 //! here. A selector of nothing is no fault, it only clears ZF.
 
 use super::Vcpu;
-use iced_x86::{Code, Decoder, DecoderOptions, Mnemonic};
+use iced_x86::{Code, Instruction, Mnemonic};
 
 const NOT_SYSTEM: u64 = 1 << 44;
 const CODE: u64 = 1 << 43;
@@ -51,21 +51,14 @@ fn limit(descriptor: u64) -> u64 {
 }
 
 impl Vcpu {
-    /// Does the instruction `code` at `rip`. `false` if it is none of these.
-    pub(super) fn inspect_selector(&mut self, code: &[u8]) -> bool {
-        let bits = if self.state.context.compat.is_some() {
-            32
-        } else {
-            64
-        };
-        let rip = self.state.context.rip;
-        let insn = Decoder::with_ip(bits, code, rip, DecoderOptions::NONE).decode();
+    /// Does the instruction. `false` if it is none of these.
+    pub(super) fn inspect_selector(&mut self, insn: &Instruction) -> bool {
         let (source, to_register) = match insn.mnemonic() {
             Mnemonic::Lar | Mnemonic::Lsl => (1, true),
             Mnemonic::Verr | Mnemonic::Verw => (0, false),
             _ => return false,
         };
-        let Some(selector) = self.selector_at(&insn, source) else {
+        let Some(selector) = self.selector_at(insn, source) else {
             return false;
         };
         let id = self.shared.id;

@@ -41,9 +41,9 @@ struct Load {
 }
 
 impl Vcpu {
-    /// Does the load of the instruction `code` at `rip`. `false` if it is no
-    /// load, or one that is refused.
-    pub(super) fn load_selector(&mut self, code: &[u8]) -> bool {
+    /// Does what the instruction `code` at `rip` wants of a descriptor. `false`
+    /// if it wants nothing, or is refused.
+    pub(super) fn use_selector(&mut self, code: &[u8]) -> bool {
         let bits = if self.state.context.compat.is_some() {
             32
         } else {
@@ -51,7 +51,12 @@ impl Vcpu {
         };
         let rip = self.state.context.rip;
         let insn = Decoder::with_ip(bits, code, rip, DecoderOptions::NONE).decode();
-        let Some(load) = self.decode_load(&insn) else {
+        self.load_selector(&insn) || self.inspect_selector(&insn)
+    }
+
+    /// Does a load. `false` if it is none, or one that is refused.
+    fn load_selector(&mut self, insn: &Instruction) -> bool {
+        let Some(load) = self.decode_load(insn) else {
             return false;
         };
         let id = self.shared.id;

@@ -160,7 +160,7 @@ impl Vcpu {
         }
         if error & 3 == 0 && error != 0 {
             let code = self.fetch();
-            if self.load_selector(&code) || self.inspect_selector(&code) {
+            if self.use_selector(&code) {
                 return Ok(());
             }
         }

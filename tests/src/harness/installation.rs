@@ -240,6 +240,19 @@ impl Installation {
         Process::all_of(self.dir())
     }
 
+    /// Kills a process of it with this in its command line, as a crash would.
+    ///
+    /// # Panics
+    /// When there is none, or it does not go.
+    #[track_caller]
+    pub fn kill(&self, name: &str) {
+        let all = self.processes();
+        let found = all.iter().find(|process| process.command.contains(name));
+        let process = found.unwrap_or_else(|| panic!("no {name} in {all:#?}\n{}", self.logs()));
+        process.kill();
+        eventually("it is gone", PATIENCE, || (!process.lives()).then_some(()));
+    }
+
     /// The end of each of its logs, for a failure's message.
     #[must_use]
     pub fn logs(&self) -> String {

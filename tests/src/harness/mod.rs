@@ -14,6 +14,7 @@
 
 mod domain;
 mod installation;
+mod isolated;
 mod mounts;
 mod namespace;
 mod network;
@@ -29,7 +30,7 @@ pub use domain::{Config, Guest};
 pub use installation::{Installation, Said};
 pub use mounts::{in_private_mounts, mount};
 pub use namespace::Namespace;
-pub use network::{Child, in_a_network, ip};
+pub use network::{Child, in_a_network, ip, uplink};
 pub use outcome::{domains_can_run, engine_is_soft, is_installed, kvm_is_usable};
 pub use processes::{Footprint, Process};
 pub use program32::program32;

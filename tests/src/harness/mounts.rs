@@ -4,26 +4,20 @@
 //! these. So a test can put files of its own in the place of the host's, and what a
 //! program forgets to unmount is gone afterwards.
 
-use std::{panic::resume_unwind, process::Command, thread};
+use std::process::Command;
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::CloneFlags;
+
+use super::isolated::isolated;
 
 /// Runs a test with mounts of its own.
 ///
 /// # Panics
 /// When there can be none, and when the test does.
 pub fn in_private_mounts(test: impl FnOnce() + Send) {
-    let name = thread::current().name().unwrap_or("test").to_owned();
-    let run = || {
-        unshare(CloneFlags::CLONE_NEWNS).expect("mounts of our own (are we root?)");
+    isolated(CloneFlags::CLONE_NEWNS, || {
         mount(&["--make-rprivate", "/"]);
         test();
-    };
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().name(name).spawn_scoped(scope, run);
-        if let Err(panic) = thread.expect("a thread").join() {
-            resume_unwind(panic);
-        }
     });
 }
 

@@ -4,13 +4,11 @@
 //! runs in one of its own, with all that it starts, leaves no interface behind,
 //! and meets none of the host's or of other tests.
 
-use std::{
-    panic::resume_unwind,
-    process::{Command, Stdio},
-    thread,
-};
+use std::process::{Command, Stdio};
 
-use nix::sched::{CloneFlags, unshare};
+use nix::sched::CloneFlags;
+
+use super::isolated::isolated;
 
 /// Runs a test in a network namespace of its own, where `lo` is up. What it
 /// starts runs there too.
@@ -20,18 +18,23 @@ use nix::sched::{CloneFlags, unshare};
 pub fn in_a_network(test: impl FnOnce() + Send) {
     // Built before, for cargo may want the host's network.
     let _ = super::Programs::get();
-    let name = thread::current().name().unwrap_or("test").to_owned();
-    let run = || {
-        unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace (are we root?)");
+    isolated(CloneFlags::CLONE_NEWNET, || {
         ip("link set lo up");
         test();
-    };
-    thread::scope(|scope| {
-        let thread = thread::Builder::new().name(name).spawn_scoped(scope, run);
-        if let Err(panic) = thread.expect("a thread").join() {
-            resume_unwind(panic);
-        }
     });
+}
+
+/// Gives the calling thread's namespace an interface with a route, from which
+/// passt takes its addresses: 192.0.2.10/24 on `up0`.
+///
+/// # Panics
+/// When there is one already.
+pub fn uplink() {
+    ip("link add up0 type veth peer name up1");
+    ip("address add 192.0.2.10/24 dev up0");
+    ip("link set up0 up");
+    ip("link set up1 up");
+    ip("route add default via 192.0.2.1");
 }
 
 /// Runs `ip` with these words, in the namespace of the calling thread.

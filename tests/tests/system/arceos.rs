@@ -135,16 +135,6 @@ fn fetch(domus: &Installation, net: &Namespace, path: &str) -> Vec<u8> {
     })
 }
 
-/// Kills a domain's back end as hard as can be.
-#[track_caller]
-fn kill(domus: &Installation, name: &str) {
-    let all = domus.processes();
-    let found = all.iter().find(|process| process.command.contains(name));
-    let process = found.unwrap_or_else(|| panic!("no {name} in {all:#?}\n{}", domus.logs()));
-    process.kill();
-    eventually("it is gone", PATIENCE, || (!process.lives()).then_some(()));
-}
-
 #[test]
 fn its_http_server_answers_curl_from_its_disk() {
     if !can_run() || !is_installed("curl", "curl") || !is_installed("ip", "iproute2") {
@@ -168,7 +158,7 @@ fn its_http_server_answers_curl_from_its_disk() {
     assert!(fetch(&domus, &net, "/large") == large, "{}", domus.logs());
     assert!(try_fetch(&domus, &net, "/none").is_none());
     for back_end in ["netback", "blkback"] {
-        kill(&domus, back_end);
+        domus.kill(back_end);
         assert!(fetch(&domus, &net, "/larger") == larger, "{}", domus.logs());
     }
     domus.xm(&["shutdown", "-w", "httpserver"]).ok();

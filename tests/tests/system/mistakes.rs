@@ -156,6 +156,10 @@ fn each_mistake_of_a_running_kernel_is_named_in_both_places() {
         eventually(&format!("a line about {name}"), PATIENCE, || {
             console_log(&domus, name).contains(&told).then_some(())
         });
+        // These two never end by themselves; one of them keeps a CPU busy.
+        if ["event-masked", "fault-again"].contains(&name) {
+            domus.xm(&["destroy", name]).ok();
+        }
     }
     let dmesg = domus.xm(&["dmesg"]).output();
     for (number, (name, what, remedy)) in (1..).zip(RUNNING) {
@@ -171,10 +175,6 @@ fn each_mistake_of_a_running_kernel_is_named_in_both_places() {
         let log = console_log(&domus, name);
         assert!(log.contains(line), "{name}: {line} is not in {log}");
         assert!(log.contains(&format!("mistakes: {name}")), "{log}");
-    }
-    // These two never end by themselves.
-    for name in ["event-masked", "fault-again"] {
-        domus.xm(&["destroy", name]).ok();
     }
     eventually("all others end by themselves", PATIENCE, || {
         (domus.xm(&["list"]).output().lines().count() == 2).then_some(())

@@ -23,7 +23,7 @@ use domus_tests::{
     guest::extract_busybox,
     harness::{
         Child, Config, Guest, Installation, PATIENCE, Process, domains_can_run, eventually,
-        in_a_network, ip, is_installed, user_program,
+        in_a_network, ip, is_installed, uplink, user_program,
     },
 };
 
@@ -208,12 +208,7 @@ fn a_guest_without_privilege_on_the_host() {
         return;
     }
     in_a_network(|| {
-        // What passt takes its addresses from: an interface with a route.
-        ip("link add up0 type veth peer name up1");
-        ip("address add 192.0.2.10/24 dev up0");
-        ip("link set up0 up");
-        ip("link set up1 up");
-        ip("route add default via 192.0.2.1");
+        uplink();
         let _server = Child::start(Command::new(traffic()).args(["serve", "5001"]));
         let domus = Installation::new();
         let mut guest = Guest::boot(&domus, &config("plain", "mode=user"));

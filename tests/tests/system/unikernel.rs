@@ -22,8 +22,8 @@ use std::{
 };
 
 use domus_tests::harness::{
-    Config, Installation, Namespace, PATIENCE, Programs, eventually, in_a_network, ip,
-    is_installed, kvm_is_usable,
+    Config, Installation, Namespace, PATIENCE, Programs, eventually, in_a_network, is_installed,
+    kvm_is_usable, uplink,
 };
 
 const URL: &str = "http://10.9.7.2/";
@@ -53,16 +53,6 @@ fn fetch(domus: &Installation, net: &Namespace) -> Vec<u8> {
     })
 }
 
-/// Kills a domain's back end as hard as can be.
-#[track_caller]
-fn kill(domus: &Installation, name: &str) {
-    let all = domus.processes();
-    let found = all.iter().find(|process| process.command.contains(name));
-    let process = found.unwrap_or_else(|| panic!("no {name} in {all:#?}\n{}", domus.logs()));
-    process.kill();
-    eventually("it is gone", PATIENCE, || (!process.lives()).then_some(()));
-}
-
 fn create(domus: &Installation, net: &Namespace, config: &Config) {
     let xm = Programs::get().program("xm");
     let mut create: Command = net.inside(domus.command("ip"), xm);
@@ -88,7 +78,7 @@ fn a_page_from_the_disk_over_the_network() {
     assert!(fetch(&domus, &net) == page, "{}", domus.logs());
 
     for back_end in ["blkback", "netback"] {
-        kill(&domus, back_end);
+        domus.kill(back_end);
         assert!(fetch(&domus, &net) == page, "{}", domus.logs());
     }
     let (disk, page) = image(5_999_000, 7);
@@ -153,7 +143,7 @@ fn put(domus: &Installation, net: &Namespace, page: &Path) {
     .stdout(Stdio::null());
     let mut child = curl.spawn().expect("curl runs");
     std::thread::sleep(Duration::from_millis(200));
-    kill(domus, "blkback");
+    domus.kill("blkback");
     let status = child.wait().expect("one's own child");
     assert!(status.success(), "curl: {status}\n{}", domus.logs());
 }
@@ -165,12 +155,7 @@ fn a_page_through_a_port_of_the_hosts() {
         return;
     }
     in_a_network(|| {
-        // What passt takes its addresses from: an interface with a route.
-        ip("link add up0 type veth peer name up1");
-        ip("address add 192.0.2.10/24 dev up0");
-        ip("link set up0 up");
-        ip("link set up1 up");
-        ip("route add default via 192.0.2.1");
+        uplink();
         let domus = Installation::new();
         let (disk, page) = image(700_000, 5);
         let path = domus.path("web.img");

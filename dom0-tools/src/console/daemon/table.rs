@@ -122,6 +122,8 @@ impl Table {
                 return Ok(());
             }
         };
+        // All that was said of those that are gone was said before they went.
+        self.hear(client);
         let known = std::mem::take(&mut self.domains);
         let is_same = |dom: &DomId, domain: &Domain| living.get(dom) == Some(&domain.generation);
         let (same, ended): (BTreeMap<_, _>, BTreeMap<_, _>) = known
@@ -166,7 +168,7 @@ impl Table {
         match domain.open(client, dom, at, &self.log_dir, now) {
             Ok(()) => {
                 domain.announce(store, dom)?;
-                self.show_sayings(&Silent);
+                self.show_sayings(client);
                 Ok(())
             }
             Err(error) => {
@@ -185,12 +187,14 @@ impl Table {
         now: Instant,
     ) -> io::Result<()> {
         info!(%dom, name = domain.name, "domain ended");
+        let said = self.sayings.forget(dom);
         if let Some(mut console) = domain.console {
             console.take_last_words(&Silent);
+            said.iter().for_each(|text| console.say(text));
             // It may be gone with the domain already.
             let _ = client.evtchn_close(console.port());
             self.ending.push(console, now);
-        } else if let Some(text) = self.sayings.forget(dom)
+        } else if let Some(text) = said
             && !domain.name.is_empty()
         {
             Log::open(&self.log_dir, &domain.name).write(text.as_bytes());
@@ -259,11 +263,11 @@ impl Table {
     }
 
     /// Takes in what the hypervisor says of domains.
-    pub fn hear(&mut self, client: &Client, bell: &dyn Bell) {
+    pub fn hear(&mut self, client: &Client) {
         if let Err(error) = self.sayings.hear(client) {
             debug!(%error, "cannot read the hypervisor's console");
         }
-        self.show_sayings(bell);
+        self.show_sayings(client);
     }
 
     /// Shows it on the consoles that are open; for others it waits.

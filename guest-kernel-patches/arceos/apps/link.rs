@@ -1,4 +1,4 @@
-//! Links the program as a PV kernel: static, at fixed addresses, without C's
+//! Links each of the programs as a PV kernel: static, at fixed addresses, without C's
 //! start-up files. The linker script `arceos-xen-pv.ld` comes from
 //! axplat-x86-xen-pv.
 
@@ -14,5 +14,5 @@ fn main() {
     ] {
         println!("cargo:rustc-link-arg-bins={argument}");
     }
-    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=../link.rs");
 }
