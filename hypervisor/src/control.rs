@@ -371,6 +371,11 @@ impl Hypervisor {
                 _ => extents.push((mfn.0, 1)),
             }
         }
+        drop(mm);
+        for (first, pages) in &extents {
+            let space = Arc::downgrade(&domain.space);
+            domain.host.populator.add(space, Mfn(*first), *pages);
+        }
         Ok(Reply::Frames(extents).into())
     }
 

@@ -12,6 +12,7 @@ use crate::{
     },
     events::{DomainKey, EventChannels, EventDomains, Limits, NotifierSink},
     grants::{GrantDomains, GrantTable},
+    populate::Populator,
     time::{PvClock, TscClock, WallTime},
     version,
 };
@@ -74,6 +75,8 @@ pub struct Host {
     wall: WallTime,
     run_ahead: bool,
     check_every: AtomicU64,
+    /// Touches memory of new domains in advance.
+    pub populator: Populator,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -100,10 +103,12 @@ impl Host {
             RunAheadChoice::Off => false,
             RunAheadChoice::Auto => engines.traps_are_slow(),
         };
+        let populator = Populator::new(engines.traps_are_slow());
         Ok(Host {
             console: Console::default(),
             clock,
             engines,
+            populator,
             run_ahead,
             check_every: AtomicU64::new(0),
             dom0,

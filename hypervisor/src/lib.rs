@@ -21,6 +21,7 @@ pub mod interp;
 pub mod memory;
 pub mod mistakes;
 pub mod paging;
+pub mod populate;
 pub mod privcmd;
 pub mod shared_words;
 pub mod space;

@@ -5,6 +5,7 @@ use clap::Parser;
 use hypervisor::{
     engine::EngineChoice,
     hypervisor::{Hypervisor, RunAheadChoice},
+    populate::PopulateChoice,
     privcmd::{Limits, Server},
 };
 use nix::sys::signal::{SigSet, Signal};
@@ -40,6 +41,16 @@ struct Arguments {
         env = "DOMUS_RUN_AHEAD"
     )]
     run_ahead: RunAheadChoice,
+
+    /// Touch a new domain's memory before it does, which quickens its start
+    #[arg(
+        long,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto",
+        env = "DOMUS_POPULATE"
+    )]
+    populate: PopulateChoice,
 
     /// For debugging: at every so many entries on KVM, execute a stretch also in
     /// this process, compare, and tell of differences in `xm dmesg`
@@ -89,6 +100,9 @@ fn serve(arguments: &Arguments) -> Result<(), Box<dyn std::error::Error>> {
     signals.thread_block()?;
     let hypervisor = Arc::new(Hypervisor::new(arguments.engine, arguments.run_ahead)?);
     hypervisor.host.set_check_every(arguments.check_every);
+    if arguments.populate == PopulateChoice::Off {
+        hypervisor.host.populator.turn_off();
+    }
     let server = Server::start(
         &arguments.socket,
         Arc::clone(&hypervisor) as _,

@@ -20,6 +20,7 @@ use nix::{
 use std::{
     fs::File,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
+    ptr::NonNull,
     sync::atomic::{AtomicU64, Ordering},
 };
 use vm_memory::{AtomicInteger, Bytes, FileOffset, MmapRegion, VolatileMemory, VolatileSlice};
@@ -297,6 +298,32 @@ impl MachineMemory {
 
     fn set_m2p_raw(&self, mfn: u64, pfn: u64) {
         let _ = self.store(MachineAddr(self.m2p.start + mfn * 8), pfn);
+    }
+
+    /// Makes the host find memory for RAM frames, without changing what they hold.
+    ///
+    /// # Errors
+    /// The kernel's answer: it has none, or does not know how.
+    pub fn populate(&self, first: Mfn, pages: u64) -> std::io::Result<()> {
+        use nix::sys::mman::{MmapAdvise, madvise};
+        let range = first.addr().zip(usize::try_from(pages * PAGE_SIZE).ok());
+        let range = range.and_then(|(start, len)| {
+            let slice = self.ram.slice(start.0, len)?;
+            Some((NonNull::new(slice.ptr_guard_mut().as_ptr())?, len))
+        });
+        let Some((start, len)) = range else {
+            return Err(std::io::ErrorKind::InvalidInput.into());
+        };
+        // SAFETY: the range lies in a mapping of ours; its bytes do not change.
+        unsafe { madvise(start.cast(), len, MmapAdvise::MADV_POPULATE_WRITE) }?;
+        Ok(())
+    }
+
+    /// RAM frames for which the host has found memory.
+    #[cfg(test)]
+    pub fn resident_pages(&self) -> std::io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(self.ram.file.metadata()?.blocks() * 512 / PAGE_SIZE)
     }
 
     /// Gives the memory of a RAM frame back to the host; it reads as zeros

@@ -26,8 +26,8 @@ pub mod pte {
 }
 
 const READ_ONLY: u64 = pte::PRESENT | pte::USER | pte::ACCESSED;
-const READ_WRITE: u64 = READ_ONLY | pte::WRITABLE;
-const TABLE: u64 = READ_WRITE | pte::DIRTY;
+const READ_WRITE: u64 = READ_ONLY | pte::WRITABLE | pte::DIRTY;
+const TABLE: u64 = READ_WRITE;
 
 /// A run of pages mapped to a run of pseudo-physical frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

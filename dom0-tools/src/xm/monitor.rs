@@ -152,9 +152,12 @@ pub fn main(args: &[String]) -> Result<(), XmError> {
     monitor.say("watching");
     detach_output()?;
     let ended = monitor.run();
-    if !monitor.record.kept {
-        // Nobody else waits for it: the domain is gone.
-        let _ = fs::remove_file(record::monitor_lock(monitor.record.uuid));
+    let (dom, uuid) = (monitor.record.dom(), monitor.record.uuid);
+    drop(monitor);
+    // Looked at when the lock is free: an `xm destroy` that removes the record
+    // of a kept domain now removes the lock too, one before has left it to us.
+    if Record::load(dom).is_none_or(|record| record.uuid != uuid) {
+        let _ = fs::remove_file(record::monitor_lock(uuid));
     }
     ended
 }

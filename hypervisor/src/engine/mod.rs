@@ -57,6 +57,10 @@ impl EngineError {
     }
 }
 
+/// Of a frame with so many changed words KVM forgets all it knows: that costs one
+/// write and, for what did not change, faults that each bring back eight entries.
+const MOST_OF_A_FRAME: usize = 256;
+
 /// Page-table words that an engine has to write again from inside the VM,
 /// before the guest runs on.
 ///
@@ -76,6 +80,12 @@ pub struct TableWrite {
     pub forget_frame: bool,
 }
 
+impl TableWrite {
+    fn frame(&self) -> Mfn {
+        self.addr.frame()
+    }
+}
+
 impl TableWrites {
     /// Adds a word.
     pub fn push(&mut self, write: TableWrite) {
@@ -93,11 +103,25 @@ impl TableWrites {
     pub fn words(&self) -> &[TableWrite] {
         &self.words
     }
-    /// Leaves each word in the queue once.
-    pub fn sort(&mut self) {
+    /// Leaves as few words as will do: each once, and one for a frame of which
+    /// so many have changed that it is to be forgotten.
+    pub fn settle(&mut self) {
         self.words
             .sort_unstable_by_key(|write| (write.addr.0, write.forget_frame));
         self.words.dedup();
+        let mut left = Vec::with_capacity(self.words.len().min(2 * MOST_OF_A_FRAME));
+        for words in self.words.chunk_by(|a, b| a.frame() == b.frame()) {
+            let whole = words.iter().any(|write| write.forget_frame);
+            if whole || words.len() >= MOST_OF_A_FRAME {
+                left.push(TableWrite {
+                    forget_frame: true,
+                    ..words[0]
+                });
+            } else {
+                left.extend_from_slice(words);
+            }
+        }
+        self.words = left;
     }
     /// Forgets all.
     pub fn clear(&mut self) {
@@ -251,5 +275,41 @@ impl fmt::Display for EngineCounts {
             "{} entries, {} table writes, {} flushes",
             self.entries, self.table_writes, self.flushes
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn word(frame: u64, index: u64, forget_frame: bool) -> TableWrite {
+        TableWrite {
+            addr: MachineAddr((frame << 12) | (index * 8)),
+            forget_frame,
+        }
+    }
+
+    #[test]
+    fn each_changed_word_is_written_or_its_frame_forgotten() {
+        let mut writes = TableWrites::default();
+        let most = u64::try_from(MOST_OF_A_FRAME).unwrap();
+        for index in (0..512).rev() {
+            writes.push(word(7, index, false));
+        }
+        for index in 0..most - 1 {
+            writes.push(word(8, index, false));
+            writes.push(word(8, index, false));
+        }
+        writes.push(word(9, 5, false));
+        writes.push(word(9, 0, true));
+        writes.push(word(10, 511, false));
+        writes.settle();
+        let (whole, single): (Vec<TableWrite>, Vec<TableWrite>) =
+            writes.words().iter().partition(|word| word.forget_frame);
+        let frames: Vec<_> = whole.iter().map(|word| word.frame().0).collect();
+        assert_eq!(frames, [7, 9]);
+        let mut expected: Vec<_> = (0..most - 1).map(|index| word(8, index, false)).collect();
+        expected.push(word(10, 511, false));
+        assert_eq!(single, expected);
     }
 }

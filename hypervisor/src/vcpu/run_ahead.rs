@@ -31,6 +31,11 @@ use std::sync::{Arc, atomic::Ordering::Relaxed};
 const PER_MICROSECOND: u64 = 160;
 /// Bounds of that, for a trial that measured nonsense.
 const FULL: std::ops::RangeInclusive<u64> = 2_000..=24_000;
+/// Instructions after which what is met [`OFTEN`] is compiled. A domain that lives
+/// shorter needs no memory for that.
+const COMPILE_AFTER: u64 = 1_000_000;
+/// The software engine's code is met less often: it stays in loops.
+const OFTEN: u32 = 512;
 /// Places that are told apart.
 const PLACES: usize = 4096;
 /// All places where a kick found the guest in the VM are one: the guest was in a
@@ -91,6 +96,7 @@ pub struct RunAhead {
     interpreter: Interpreter,
     /// XCR0 that ring 3 sees whatever the guest sets.
     fixed_xcr0: Option<u64>,
+    compiles: bool,
     /// Instructions worth one trap.
     full: u64,
     places: Box<[Place; PLACES + 1]>,
@@ -118,6 +124,7 @@ impl RunAhead {
         RunAhead {
             interpreter,
             fixed_xcr0,
+            compiles: false,
             full: worth.clamp(*FULL.start(), *FULL.end()),
             places: Box::new([Place::default(); PLACES + 1]),
         }
@@ -149,6 +156,14 @@ impl RunAhead {
     /// Drops cached translations.
     pub fn flush(&mut self) {
         self.interpreter.flush_all();
+    }
+
+    /// Compiles from now on, once there was enough to do.
+    fn compile_if_busy(&mut self) {
+        if !self.compiles && self.interpreter.used() > COMPILE_AFTER {
+            self.compiles = true;
+            self.interpreter.compile(Some(OFTEN));
+        }
     }
 
     /// The stack's depth tells callers of one function apart; `why` is what the
@@ -205,6 +220,9 @@ impl Vcpu {
     /// Deals with queued page-table words before the interpreter goes on:
     /// whether it may.
     pub(super) fn settle_tables(&mut self) -> Result<bool, Crash> {
+        if self.writes.get_mut().words().len() > MAX_QUEUED {
+            self.writes.get_mut().settle();
+        }
         let queued = self.writes.get_mut().words().len();
         let alone = self
             .domain
@@ -235,6 +253,7 @@ impl Vcpu {
         if self.flush_ahead.replace(false) {
             ahead.flush();
         }
+        ahead.compile_if_busy();
         ahead.interpreter.model().selectors = self.engine.selectors();
         let (from, before) = (self.state.context.rip, ahead.interpreter.used());
         let mut run = |ahead: &mut RunAhead| {

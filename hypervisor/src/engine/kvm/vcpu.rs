@@ -417,7 +417,7 @@ impl KvmVcpu {
     /// # Errors
     /// [`EngineError`].
     pub fn write_tables(&mut self, entry: &mut Entry<'_>) -> Result<(), EngineError> {
-        entry.writes.sort();
+        entry.writes.settle();
         let words = entry.writes.words().to_vec();
         for batch in words.chunks(at::ENTRY_WRITES) {
             self.carry_out(batch, entry)?;
@@ -429,10 +429,10 @@ impl KvmVcpu {
 
     /// More words than one list holds: batches that come back to us.
     fn carry_out_surplus(&mut self, entry: &mut Entry<'_>) -> Result<(), EngineError> {
+        entry.writes.settle();
         if entry.writes.words().len() <= at::ENTRY_WRITES {
             return Ok(());
         }
-        entry.writes.sort();
         let words = entry.writes.words();
         let keep = words.len() % at::ENTRY_WRITES;
         let surplus = words[..words.len() - keep].to_vec();
