@@ -9,6 +9,7 @@ mod dump_core;
 mod engines;
 mod gdb;
 mod grants;
+mod hostile;
 mod images;
 mod kernels;
 mod labs;
