@@ -8,7 +8,7 @@
 //! **Scenario.** One guest with six disks: a raw one whose blocks are numbered
 //! and checksummed, ext4 on a raw image and on a qcow2 child of one, an image
 //! that the host has no room for, one that may only be read, and a sparse one of
-//! 3 TiB. blkback is
+//! 3 TiB. At the end the host cuts one off, and lets it grow again. blkback is
 //! killed again and again in the middle of the writing. Everything that was
 //! acknowledged has to be there, for the guest, and for the host afterwards.
 //!
@@ -102,6 +102,19 @@ fn beyond_two_tib(guest: &mut Guest<'_>, huge: &Path) {
     md5sum.stdin(fs::File::open(copy).expect("it is there"));
     let host = md5sum.output().expect("md5sum of coreutils").stdout;
     assert_eq!(String::from_utf8_lossy(&host).trim(), sum.trim());
+}
+
+/// The host cuts an image off that the guest uses: what is gone is an error, what is
+/// there is there, and what comes back can be used again.
+fn cut_off_in_use(guest: &mut Guest<'_>, raw: &Path) {
+    let image = fs::OpenOptions::new().write(true).open(raw);
+    let image = image.expect("the image");
+    image.set_len(32 << 20).expect("a file of ours");
+    guest.run("blkload check /dev/xvda 512 7");
+    let (said, code) = guest.try_run("blkload check /dev/xvda 1024 7");
+    assert_ne!(code, 0, "the second half is gone: {said}");
+    image.set_len(64 << 20).expect("a file of ours");
+    guest.run("blkload fill /dev/xvda 64 11 >/dev/null && blkload check /dev/xvda 1024 11");
 }
 
 #[test]
@@ -204,6 +217,7 @@ fn acknowledged_writes_survive_killed_back_ends_and_a_full_host() {
     assert_ne!(code, 0, "a read-only disk was written");
 
     beyond_two_tib(&mut guest, &huge);
+    cut_off_in_use(&mut guest, &raw);
     guest.run("umount /mnt/b /mnt/c");
     domus.xm(&["shutdown", "-w", "disks"]).ok();
     guest.wait_for_console_end();

@@ -1,6 +1,7 @@
 //! Whole systems: real kernels, real sockets, real processes.
 
 mod arceos;
+mod bad_disks;
 mod bad_input;
 mod boot;
 mod devices;
