@@ -25,6 +25,17 @@ pub enum Fault {
     /// It made its reader panic.
     #[error("it is damaged ({0}); 'qemu-img check' tells more")]
     Damaged(String),
+    /// Shorter than its own tables say.
+    #[error(
+        "it was cut off: it has {length} bytes, and there were at least {needed}. Copy it again; \
+         'qemu-img check' tells more"
+    )]
+    CutOff {
+        /// Bytes that its tables name.
+        needed: u64,
+        /// Bytes that it has.
+        length: u64,
+    },
     /// A directory, a pipe, a character device.
     #[error("{} is neither a regular file nor a block device", .0.display())]
     Kind(PathBuf),

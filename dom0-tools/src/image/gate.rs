@@ -7,11 +7,12 @@ use std::{
 };
 
 use imago::{
-    FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions, file::File,
-    format::gate::ImplicitOpenGate,
+    FormatAccess, FormatDriverBuilder, Storage, StorageOpenOptions,
+    file::File,
+    format::{Format, gate::ImplicitOpenGate},
 };
 
-use super::{Fault, MAX_CHAIN};
+use super::{Fault, MAX_CHAIN, whole};
 
 /// Lets a backing chain be opened as far as [`MAX_CHAIN`] layers.
 #[derive(Debug, Default)]
@@ -25,6 +26,13 @@ impl ImplicitOpenGate<File> for Gate {
         &mut self,
         builder: B,
     ) -> io::Result<FormatAccess<File>> {
+        if B::FORMAT == Format::Qcow2
+            && let Some(path) = builder.get_image_path()
+        {
+            whole::check(&path).map_err(|fault| {
+                io::Error::other(format!("its backing file {}: {fault}", path.display()))
+            })?;
+        }
         let inner = Self {
             layers: self.layers.clone(),
         };

@@ -9,12 +9,13 @@
 //! Law: the format is what the operator says and is never guessed from a raw
 //! image's first bytes, because its guest wrote those: a guest could make
 //! itself a qcow2 header that names any file of the host. Every layer is a
-//! regular file or a block device, and layers below the first are opened for
-//! reading only.
+//! regular file or a block device, as long as its own tables say, and layers below
+//! the first are opened for reading only.
 
 pub mod create;
 pub mod error;
 pub mod gate;
+pub mod whole;
 
 use std::path::Path;
 
@@ -68,6 +69,7 @@ fn open_layers(path: &Path, format: Format, mode: Mode) -> Result<Image, Fault> 
             ))
         }
         _ => {
+            whole::check(path)?;
             let qcow2 = Qcow2::<File>::builder_path(path).write(mode.write);
             Ok(FormatAccess::new(
                 qcow2.storage_open_options(storage).open(gate)?,

@@ -134,6 +134,39 @@ fn sample(dir: &Dir) -> Vec<u8> {
     fs::read(&path).expect("readable")
 }
 
+/// At whatever length: what opens has all its data.
+#[test]
+fn a_qcow2_image_that_was_cut_off_is_refused() {
+    let dir = Dir::new();
+    let whole = sample(&dir);
+    let (path, child) = (dir.path("cut"), dir.path("child"));
+    fs::write(&path, &whole).expect("a file");
+    create_child(&backing(&path, Format::Qcow2), &child).expect("a child");
+    open(&child, Format::Qcow2, Mode::default()).expect("all is there");
+    let mut refused = 0;
+    for length in (104..whole.len()).rev().step_by(4096) {
+        fs::write(&path, &whole[..length]).expect("a file");
+        match open(&path, Format::Qcow2, Mode::default()) {
+            // The last cluster is there in part, and the file ends in it.
+            Ok(image) => {
+                assert!(whole.len() - length < 65536, "{length} bytes");
+                assert_eq!(
+                    (read(&image, 0), read(&image, 3 * 65536)),
+                    ([7; 16], [7; 16])
+                );
+            }
+            Err(error) => {
+                assert!(error.to_string().contains("cut off"), "{length}: {error}");
+                let error = open(&child, Format::Qcow2, Mode::default()).expect_err("its base");
+                let text = error.to_string();
+                assert!(text.contains("cut off") && text.contains("cut: "), "{text}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > whole.len() / 65536, "{refused}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 

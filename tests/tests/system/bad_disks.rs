@@ -18,9 +18,7 @@ use std::{
 };
 
 use dom0_tools::image::create_qcow2;
-use domus_tests::harness::{
-    Config, Installation, domains_can_run, in_private_mounts, mount,
-};
+use domus_tests::harness::{Config, Installation, domains_can_run, in_private_mounts, mount};
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path of ours")

@@ -148,6 +148,9 @@ fn attack(domus: &Installation) {
         let verdict = dmesg.lines().find(|line| line.contains("DOMUS-TEST: "))?;
         Some((verdict.to_owned(), dmesg.clone()))
     });
+    for line in dmesg.lines().filter(|line| line.contains(" ok: ")) {
+        println!("{line}");
+    }
     println!("{verdict}");
     assert!(
         verdict.contains("SUCCESS"),
@@ -158,7 +161,10 @@ fn attack(domus: &Installation) {
         assert!(process.lives(), "{process:?}\n{}", domus.logs());
         let after = process.footprint();
         println!("{}: {before:?}, then {after:?}", process.command);
-        assert!(is_bounded(before, after), "{process:?}: {before:?} {after:?}");
+        assert!(
+            is_bounded(before, after),
+            "{process:?}: {before:?} {after:?}"
+        );
     }
     domus.xm(&["destroy", NAME]).ok();
     holds_its_own(&disk);

@@ -149,7 +149,6 @@ fn put(domus: &Installation, net: &Namespace, page: &Path) {
 }
 
 #[test]
-#[ignore = "not yet run in whole: cargo test -p domus-tests --test system -- --ignored port_of"]
 fn a_page_through_a_port_of_the_hosts() {
     if !kvm_is_usable() || !is_installed("curl", "curl") || !is_installed("passt", "passt") {
         return;

@@ -187,7 +187,10 @@ fn changing_lists(world: &mut World, front: &mut Front, report: &mut Report) {
         served &= front.connect(world);
         (0..SEGMENTS).for_each(|n| set(front, n, &good));
         for slot in 0..SLOTS {
-            front.put(slot as usize, &indirect(front, slot.into(), SEGMENTS as u16));
+            front.put(
+                slot as usize,
+                &indirect(front, slot.into(), SEGMENTS as u16),
+            );
         }
         front.publish(SLOTS);
         served &= front.until_answered(world, SLOTS, |round| {
