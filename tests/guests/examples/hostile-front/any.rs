@@ -69,7 +69,7 @@ fn write_random_slot(world: &mut World, front: &Front, slot: usize) {
     if front.is_disk {
         bytes[0] %= 7;
         bytes[1] %= 13;
-        if slot % 2 == 0 {
+        if slot.is_multiple_of(2) {
             // On the disk, or just behind its end.
             bytes[18..24].fill(0);
             bytes[17] &= 0x3f;
