@@ -25,12 +25,12 @@ use crate::{
 };
 use std::sync::{Arc, atomic::Ordering::Relaxed};
 
-/// Instructions that are interpreted in a microsecond, at least. A stretch is given
-/// up when it has cost as much as the trap that it was to save: then it costs
+/// Instructions that are executed in a microsecond, where much of the code is compiled.
+/// A stretch is given up when it has cost as much as the trap that it was to save: then it costs
 /// twice the better choice at worst, whatever comes next.
-const PER_MICROSECOND: u64 = 160;
+const PER_MICROSECOND: u64 = 400;
 /// Bounds of that, for a trial that measured nonsense.
-const FULL: std::ops::RangeInclusive<u64> = 2_000..=24_000;
+const FULL: std::ops::RangeInclusive<u64> = 2_000..=60_000;
 /// Instructions after which what is met [`OFTEN`] is compiled. A domain that lives
 /// shorter needs no memory for that.
 const COMPILE_AFTER: u64 = 1_000_000;
