@@ -11,7 +11,10 @@ use std::{
 };
 
 use clap::Parser;
-use domus_privcmd::client::Client;
+use domus_privcmd::{
+    client::Client,
+    pidfile::{PidFile, PidFileError},
+};
 
 use super::{
     Session,
@@ -55,13 +58,32 @@ impl Subcommand for Gdb {
                 "Domain-0 is made of ordinary processes: debug those with gdb itself.".into(),
             ));
         }
-        // One that can't be debugged is told of before gdb is waited for.
-        let connect = || Client::connect(&paths::privcmd_socket());
+        let _sole = sole(&domain)?;
         let wire = self.wire(&domain)?;
-        let mut guest = Guest::attach(connect()?, domain.id()).map_err(failed)?;
+        let client = Client::connect(&paths::privcmd_socket())?;
+        let mut guest = Guest::attach(client, domain.id()).map_err(failed)?;
         let end = gdb::serve(&mut guest, wire).map_err(failed)?;
         eprintln!("xm gdb: {end}.");
         Ok(())
+    }
+}
+
+/// Holds the domain for this debugger, from before gdb is waited for.
+///
+/// The hypervisor refuses a second one only once the first has attached, and
+/// does not know its name. Whoever may not write the run directory is refused
+/// by it alone.
+fn sole(domain: &Domain) -> Result<Option<PidFile>, XmError> {
+    match PidFile::acquire(&paths::pid_file(&format!("gdb-{}", domain.id().0))) {
+        Ok(lock) => Ok(Some(lock)),
+        Err(PidFileError::Held { holder, .. }) => {
+            let who = holder.map_or("xm gdb".into(), |pid| format!("xm gdb, process {pid},"));
+            Err(XmError::Failed(format!(
+                "domain {} has another debugger: {who} serves it: detach its gdb, or end it.",
+                domain.id(),
+            )))
+        }
+        Err(PidFileError::Io { .. }) => Ok(None),
     }
 }
 
@@ -99,7 +121,7 @@ fn wait_on_address(address: SocketAddr) -> io::Result<Wire> {
 
 fn wait_on_socket(path: &Path) -> io::Result<Wire> {
     let _gone = Removed(path.to_owned());
-    // One that a killed xm left.
+    // One that a killed xm left: who lives has the pid file.
     let _ = fs::remove_file(path);
     let listener = UnixListener::bind(path)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600))?;

@@ -108,8 +108,22 @@ pub fn ring_read(buffer: &mut [u8]) -> usize {
     if ring.is_null() {
         return 0;
     }
-    // SAFETY: the ring's page is mapped for good; the daemon changes `in_prod` only.
-    let count = unsafe {
+    // SAFETY: the ring's page is mapped for good.
+    let count = unsafe { ring_take(ring, buffer) };
+    if count > 0 {
+        notify();
+    }
+    count
+}
+
+/// Takes what is there, never more than a ring holds.
+///
+/// # Safety
+/// `ring` must be the console's page.
+unsafe fn ring_take(ring: *mut XenconsInterface, buffer: &mut [u8]) -> usize {
+    // SAFETY: the fields lie in the page; the daemon changes `in_prod` and the
+    // bytes, and nothing here is believed of them.
+    unsafe {
         let prod = AtomicU32::from_ptr(&raw mut (*ring).in_prod).load(Ordering::Acquire);
         let cons = AtomicU32::from_ptr(&raw mut (*ring).in_cons);
         let start = cons.load(Ordering::Relaxed);
@@ -123,11 +137,7 @@ pub fn ring_read(buffer: &mut [u8]) -> usize {
         }
         cons.store(at, Ordering::Release);
         count
-    };
-    if count > 0 {
-        notify();
     }
-    count
 }
 
 /// Tells the daemon to look at the ring.
@@ -190,4 +200,37 @@ macro_rules! kprintln {
             "{}\n", ::core::format_args!($($arg)*)
         ))
     };
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+    use zerocopy::FromZeros;
+
+    proptest! {
+        /// Whatever the indices are: no byte outside the rings, never more than
+        /// a ring holds, and our indices move by what was moved.
+        #[test]
+        fn a_daemon_whose_indices_are_anything(
+            indices in any::<[u32; 4]>(), bytes in 0usize..5000, room in 0usize..5000,
+        ) {
+            let mut page = XenconsInterface::new_zeroed();
+            [page.in_cons, page.in_prod, page.out_cons, page.out_prod] = indices;
+            let [in_cons, in_prod, out_cons, out_prod] = indices;
+            let (text, mut buffer) = (std::vec![b'x'; bytes], std::vec![0; room]);
+            let ring = &raw mut page;
+            // SAFETY: a page of this test's.
+            let (put, taken) = unsafe { (ring_put(ring, &text), ring_take(ring, &mut buffer)) };
+            let free = XENCONS_OUT_SIZE.saturating_sub(out_prod.wrapping_sub(out_cons) as usize);
+            prop_assert_eq!(put, bytes.min(free));
+            let waiting = in_prod.wrapping_sub(in_cons) as usize;
+            prop_assert_eq!(taken, waiting.min(XENCONS_IN_SIZE).min(room));
+            prop_assert_eq!(page.out_prod.wrapping_sub(out_prod) as usize, put);
+            prop_assert_eq!(page.in_cons.wrapping_sub(in_cons) as usize, taken);
+            prop_assert_eq!((page.out_cons, page.in_prod), (out_cons, in_prod));
+            prop_assert_eq!(page.output.iter().filter(|&&byte| byte == b'x').count(), put);
+        }
+    }
 }

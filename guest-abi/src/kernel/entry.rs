@@ -18,6 +18,17 @@
 //!     sched::shutdown(SHUTDOWN_POWEROFF)
 //! }
 //! ```
+//!
+//! (A documentation test has a `main` and a panic handler of its own, so this one
+//! is not compiled; `examples/hello.rs` and the template are its like, and are.)
+//! Stacks for more vCPUs are made as the first one is:
+//!
+//! ```
+//! use guest_abi::kernel::entry::Stack;
+//!
+//! static SECOND: Stack = Stack::new();
+//! assert_eq!(SECOND.top() % 4096, 0);
+//! ```
 
 /// Bytes of the stack that [`pv_kernel!`](crate::pv_kernel) reserves.
 pub const BOOT_STACK_SIZE: usize = 256 * 1024;

@@ -2,6 +2,25 @@
 //! side. Copying needs no mapping and is what to prefer.
 //!
 //! Errors of all: `EFAULT`; the elements' own are the `GNTST_*` returned.
+//!
+//! ```no_run
+//! use guest_abi::{
+//!     addr::{DomId, GrantRef},
+//!     kernel::{foreign::{self, ForeignError}, page::PagePool},
+//! };
+//!
+//! static PAGES: PagePool<1> = PagePool::new();
+//!
+//! /// The first 16 bytes of a page that `peer` granted.
+//! fn greeting(peer: DomId, gref: GrantRef) -> Result<[u8; 16], ForeignError> {
+//!     let page = PAGES.take().expect("a page of ours");
+//!     let mut copy = [0; 16];
+//!     // SAFETY: the page is ours, and nothing is in it yet.
+//!     unsafe { foreign::copy_in(peer, gref, page.mfn(), 0, 16) }?;
+//!     page.read(0, &mut copy).expect("inside the page");
+//!     Ok(copy)
+//! }
+//! ```
 
 use super::{boot, hypercall};
 use crate::{

@@ -5,6 +5,31 @@
 //! out to the page. What the back end claims is an entry more than requests
 //! are under way, or it is [`BrokenRing`], and then nothing more is read.
 //! A response is copied once.
+//!
+//! ```no_run
+//! use guest_abi::{
+//!     kernel::{front_ring::{BrokenRing, FrontRing}, page::Page},
+//!     netif::{NetifRxRequest, NetifRxResponse},
+//! };
+//!
+//! /// Posts a buffer; `true` if the back end wants an event for it.
+//! fn post(ring: &mut FrontRing, request: &NetifRxRequest) -> bool {
+//!     ring.push(request).expect("room for one more");
+//!     ring.publish()
+//! }
+//!
+//! /// Takes all that has come, until it is time to sleep.
+//! fn drain(ring: &mut FrontRing) -> Result<(), BrokenRing> {
+//!     loop {
+//!         while let Some(response) = ring.pop::<NetifRxResponse>()? {
+//!             let _length = response.status; // A claim, to be checked.
+//!         }
+//!         if !ring.arm() {
+//!             return Ok(());
+//!         }
+//!     }
+//! }
+//! ```
 
 use core::{
     fmt,
@@ -283,5 +308,50 @@ mod tests {
             assert!(ring.pop::<u64>().expect("three").is_some());
         }
         assert_eq!(ring.pop::<u64>(), Ok(None));
+    }
+
+    /// A back end that writes all over the page while it is used: each answer
+    /// is a response or [`BrokenRing`], and our own count stays right.
+    #[test]
+    fn a_back_end_that_scribbles_meanwhile() {
+        use core::sync::atomic::AtomicBool;
+        extern crate std;
+        let (mut ring, other) = ring();
+        let (stop, broken) = (AtomicBool::new(false), &mut 0u32);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let other = other;
+                let mut noise = 0x2545_f491u32;
+                while !stop.load(Ordering::Relaxed) {
+                    noise ^= noise << 13;
+                    noise ^= noise >> 17;
+                    noise ^= noise << 5;
+                    let index = |word| set(&other, word, noise & 3);
+                    [0, 4, 8, 12].into_iter().for_each(index);
+                    let _ = other.write(64 + (noise as usize % 4000), &noise.to_ne_bytes());
+                }
+            });
+            let begin = std::time::Instant::now();
+            let mut rounds = 0u64;
+            // Until both have run beside each other, also on a single processor.
+            while rounds < 20_000 || *broken == 0 && begin.elapsed().as_secs() < 10 {
+                rounds += 1;
+                let _ = ring.push(&rounds);
+                let _ = (ring.publish(), ring.arm());
+                match ring.pop::<u64>() {
+                    Ok(_) => {}
+                    Err(lie) => {
+                        assert!(lie.produced.wrapping_sub(lie.consumed) > lie.under_way);
+                        *broken += 1;
+                    }
+                }
+                assert_eq!(ring.free() + ring.under_way(), 256);
+                if ring.free() == 0 {
+                    ring.reset();
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(*broken > 0, "nothing was scribbled");
     }
 }

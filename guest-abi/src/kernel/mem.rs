@@ -3,6 +3,19 @@
 //!
 //! [`pv_kernel!`](crate::pv_kernel) exports them under their C names. String
 //! instructions, because a loop would be compiled into a call of itself.
+//!
+//! ```
+//! use guest_abi::kernel::mem;
+//!
+//! let mut bytes = *b"abcdef";
+//! let at = bytes.as_mut_ptr();
+//! // SAFETY: all of it inside the array.
+//! unsafe {
+//!     mem::copy_overlapping(at.add(1), at, 5);
+//!     mem::fill(at, b'-', 1);
+//!     assert_eq!(mem::compare(at, b"-abcde".as_ptr(), 6), 0);
+//! }
+//! ```
 
 use core::arch::asm;
 

@@ -16,6 +16,21 @@
 //! }
 //! ```
 //!
+//! (Not compiled here, where a `main` and a panic handler are already:
+//! `examples/hello.rs` is.) The body of such a `main`:
+//!
+//! ```no_run
+//! use guest_abi::{kernel::{Boot, event, sched, time}, kprintln, sched::SHUTDOWN_POWEROFF};
+//!
+//! fn kernel_main(boot: &'static Boot) -> ! {
+//!     boot.init().expect("the hypervisor refuses the usual set-up");
+//!     time::set_singleshot_timer(time::system_time() + 1_000_000, 0).expect("a timer");
+//!     event::block();
+//!     kprintln!("{} pages, {:?}", boot.start_info().nr_pages, boot.command_line());
+//!     sched::shutdown(SHUTDOWN_POWEROFF)
+//! }
+//! ```
+//!
 //! A build script gives the linker its arguments
 //! (`cargo:rustc-link-arg-bins=-Txen-pv.ld` and the rest of the list in this
 //! crate's `build.rs`). A workspace of kernels says `panic = "abort"` in its

@@ -4,6 +4,20 @@
 //! and out by string instructions that the compiler can't see through, single
 //! words are atomics. What was copied is checked, and only the copy is used.
 //!
+//! ```no_run
+//! use core::sync::atomic::Ordering;
+//! use guest_abi::kernel::page::PagePool;
+//!
+//! static PAGES: PagePool<4> = PagePool::new();
+//!
+//! let page = PAGES.take().expect("one of four");
+//! page.write(64, b"for the other domain").expect("inside the page");
+//! page.word(0).expect("aligned").store(1, Ordering::Release);
+//! let mut copy = [0; 20];
+//! page.read(64, &mut copy).expect("inside the page");
+//! // Whatever it is by now: only `copy` is looked at.
+//! ```
+//!
 //! The user of the crate gives the pages, from a static [`PagePool`] or from
 //! an allocator of his own ([`Page::from_raw`]); nothing here allocates.
 

@@ -8,9 +8,10 @@
 //! **Scenario.** Somebody types into the shell, which reads and writes files.
 //! `curl` on the host fetches files of the server's disk, also after each back
 //! end was killed with -9; `xm shutdown` ends the server. The checks (exceptions,
-//! page tables, timers, threads) end with a line that says so.
+//! page tables, timers, threads, vCPUs) end with a line that says so, with one
+//! vCPU and with two.
 //!
-//! **Limits.** One vCPU, one disk, one interface. What ArceOS' ext4 writes is
+//! **Limits.** One disk, one interface. What ArceOS' ext4 writes is
 //! not looked for on the host: ArceOS does not write it back at its end.
 
 use std::{
@@ -171,11 +172,22 @@ fn its_http_server_answers_curl_from_its_disk() {
 
 #[test]
 fn its_traps_page_tables_timers_and_threads_work() {
-    if !can_run() {
-        return;
+    if can_run() {
+        run_checks(1);
     }
+}
+
+#[test]
+fn two_vcpus_run_and_interrupt_each_other() {
+    if can_run() {
+        run_checks(2);
+    }
+}
+
+/// Runs the checks on so many vCPUs.
+fn run_checks(vcpus: u32) {
     let domus = Installation::new();
-    let file = config("checks", &domus, &[]).write(&domus);
+    let file = config("checks", &domus, &[]).vcpus(vcpus).write(&domus);
     let file = file.to_str().expect("a path of ours");
     domus.xm(&["create", file]).ok();
     let log = domus.path("log/console/checks.log");
@@ -185,6 +197,10 @@ fn its_traps_page_tables_timers_and_threads_work() {
         ended.then_some(said)
     });
     assert!(said.contains("checks: all is well"), "{said}");
+    assert!(
+        said.contains(&format!("checks: {vcpus} vCPUs met")),
+        "{said}"
+    );
     eventually("it powers off", PATIENCE, || {
         let list = domus.xm(&["list"]).output();
         (!list.contains("checks")).then_some(())

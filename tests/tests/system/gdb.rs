@@ -12,11 +12,15 @@
 
 use std::{
     fs,
-    io::{BufReader, ErrorKind, Read, Write},
+    io::{BufRead, BufReader, ErrorKind, Read, Write},
+    os::unix::net::UnixStream,
+    path::Path,
     process::{Child, ChildStdin, ChildStdout, Stdio},
 };
 
-use domus_tests::harness::{Config, Installation, PATIENCE, Programs, eventually, kvm_is_usable};
+use domus_tests::harness::{
+    Config, Installation, PATIENCE, Programs, domains_can_run, eventually, kvm_is_usable,
+};
 
 /// A debugger.
 struct Debugger {
@@ -189,7 +193,8 @@ fn a_killed_debugger_leaves_nothing_in_its_guest() {
     let stopped = gdb.ask("vCont;c");
     assert!(stopped.contains("swbreak"), "{stopped}");
     let second = domus.xm(&["gdb", "--stdio", "hello"]);
-    second.fails(1, "another debugger");
+    let holder = format!("another debugger: xm gdb, process {},", gdb.child.id());
+    second.fails(1, &holder);
     gdb.child.kill().expect("one's own child");
     gdb.child.wait().expect("one's own child");
     assert_ends_well(&domus);
@@ -210,4 +215,31 @@ fn gdb_is_told_of_the_end_and_an_unknown_domain_is_refused() {
     assert_eq!(gdb.ask("vCont;c"), "W00");
     domus.xm(&["destroy", "hello"]).ok();
     assert!(gdb.child.wait().expect("one's own child").success());
+}
+
+/// One that waits for its gdb on the domain's socket keeps it: who comes second
+/// is told who that is, in either mode, and the first is still reached.
+#[test]
+fn a_second_debugger_does_not_take_the_firsts_socket() {
+    if !domains_can_run() {
+        return;
+    }
+    let domus = Installation::new();
+    create_paused(&domus);
+    let mut command = domus.command(Programs::get().program("xm"));
+    let command = command.args(["gdb", "hello"]).stderr(Stdio::piped());
+    let mut first = command.spawn().expect("xm starts");
+    let mut said = BufReader::new(first.stderr.take().expect("a pipe"));
+    let mut line = String::new();
+    said.read_line(&mut line).expect("it says something");
+    let socket = line.trim_end().rsplit(' ').next().expect("a path");
+
+    let holder = format!("another debugger: xm gdb, process {},", first.id());
+    domus.xm(&["gdb", "hello"]).fails(1, &holder);
+    domus.xm(&["gdb", "--stdio", "hello"]).fails(1, &holder);
+
+    let gdb = UnixStream::connect(socket).expect("the first listens");
+    drop(gdb);
+    assert!(first.wait().expect("one's own child").success());
+    assert!(!Path::new(socket).exists(), "{socket} is left");
 }

@@ -2,7 +2,11 @@
 //! hypervisor's.
 
 use axplat::console::ConsoleIf;
-use guest_abi::kernel::{console, hypercall};
+use guest_abi::kernel::{console, hypercall, sched::SpinLock};
+
+/// One vCPU at a time.
+static WRITER: SpinLock = SpinLock::new();
+static READER: SpinLock = SpinLock::new();
 
 struct Console;
 
@@ -10,6 +14,7 @@ struct Console;
 impl ConsoleIf for Console {
     /// Lines end with `\r\n`, as on ArceOS' serial lines.
     fn write_bytes(bytes: &[u8]) {
+        let _guard = WRITER.lock();
         for line in bytes.split_inclusive(|&byte| byte == b'\n') {
             match line.split_last() {
                 Some((b'\n', rest)) => {
@@ -22,6 +27,7 @@ impl ConsoleIf for Console {
     }
 
     fn read_bytes(bytes: &mut [u8]) -> usize {
+        let _guard = READER.lock();
         console::ring_read(bytes)
     }
 

@@ -2,7 +2,8 @@
 
 use core::{arch::naked_asm, cell::UnsafeCell};
 
-use guest_abi::kernel::VIRT_BASE;
+use guest_abi::kernel::{VIRT_BASE, sched, smp};
+use xen_pv_cpu::area;
 
 guest_abi::pv_notes!("ArceOS");
 
@@ -45,6 +46,12 @@ unsafe extern "C" fn _start() -> ! {
 /// `start_info` in physical memory: ArceOS looks for a device tree there, and
 /// finds that it is none.
 unsafe extern "C" fn start(start_info: u64) -> ! {
+    // ArceOS' first step uses per-CPU data, which the vCPU's number leads to.
+    if let Err(errno) = smp::init_boot_vcpu() {
+        sched::crash(&errno);
+    }
+    // SAFETY: the first use is ArceOS', below.
+    unsafe { area::copy() };
     let physical = start_info.wrapping_sub(VIRT_BASE);
     axplat::call_main(0, physical as usize)
 }

@@ -18,7 +18,16 @@ impl InitIf for Init {
         crate::mem::init(boot);
     }
 
+    fn init_early_secondary(_cpu_id: usize) {
+        axcpu::init::init_trap();
+    }
+
     fn init_later(_cpu_id: usize, _arg: usize) {
+        #[cfg(feature = "irq")]
+        crate::irq::init();
+    }
+
+    fn init_later_secondary(_cpu_id: usize) {
         #[cfg(feature = "irq")]
         crate::irq::init();
     }

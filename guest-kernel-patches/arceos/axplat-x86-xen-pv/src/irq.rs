@@ -1,34 +1,86 @@
 //! Interrupts are events: the number of an interrupt is its port.
+//!
+//! Except for the timers and the interrupts between vCPUs: each vCPU has ports of
+//! its own for these, and ArceOS one number for all of a kind. A timer's number
+//! is the port of the first vCPU's; [`IPI_IRQ`] is no port.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use axplat::irq::{HandlerTable, IpiTarget, IrqHandler, IrqIf};
 use guest_abi::{
     addr::{Port, VcpuId},
-    kernel::{event, time},
-    xen::VIRQ_TIMER,
+    kernel::{event, smp, time},
+    xen::{VIRQ_TIMER, XEN_LEGACY_MAX_VCPUS},
 };
 use xen_pv_cpu::irq::{self, PORTS};
 
-static HANDLERS: HandlerTable<PORTS> = HandlerTable::new();
-/// The port that `VIRQ_TIMER` is bound to.
-static TIMER: AtomicUsize = AtomicUsize::new(0);
+/// The number of the interrupts that vCPUs send each other; `axconfig.toml` has
+/// it too.
+pub const IPI_IRQ: usize = PORTS;
 
-/// Binds the timer.
+static HANDLERS: HandlerTable<{ PORTS + 1 }> = HandlerTable::new();
+/// The ports that `VIRQ_TIMER` is bound to, by vCPU.
+static TIMERS: Ports = Ports::new();
+/// The ports by which a vCPU is interrupted.
+static IPIS: Ports = Ports::new();
+
+/// A port of each vCPU.
+struct Ports([AtomicU32; XEN_LEGACY_MAX_VCPUS]);
+
+impl Ports {
+    const fn new() -> Self {
+        Self([const { AtomicU32::new(0) }; XEN_LEGACY_MAX_VCPUS])
+    }
+
+    fn set(&self, vcpu: VcpuId, port: Port) {
+        self.0[vcpu.0 as usize].store(port.0, Ordering::Release);
+    }
+
+    /// `None` where the vCPU has none.
+    fn get(&self, vcpu: VcpuId) -> Option<Port> {
+        let port = self.0.get(vcpu.0 as usize)?.load(Ordering::Acquire);
+        (port != 0).then_some(Port(port))
+    }
+}
+
+fn current() -> VcpuId {
+    VcpuId(smp::current())
+}
+
+/// Binds this vCPU's timer, and what other vCPUs interrupt it by.
 pub fn init() {
+    let vcpu = current();
     // Xen may start a vCPU with a periodic one.
     time::stop_periodic_timer().expect("the vCPU's own timer");
-    let port = event::bind_virq(VIRQ_TIMER, VcpuId(0)).expect("a port for the timer");
-    TIMER.store(port.0 as usize, Ordering::Relaxed);
+    let clock = event::bind_virq(VIRQ_TIMER, vcpu).expect("a port for the timer");
+    let bell = event::bind_ipi(vcpu).expect("a port for other vCPUs");
+    TIMERS.set(vcpu, clock);
+    IPIS.set(vcpu, bell);
+    irq::number(clock, timer()).expect("a low port");
+    irq::number(bell, IPI_IRQ).expect("a low port");
+    if vcpu.0 != 0 {
+        // The first vCPU's are opened when somebody registers for them.
+        irq::listen(clock, vcpu).expect("an open port");
+        irq::listen(bell, vcpu).expect("an open port");
+    }
 }
 
-/// The number of the timer's interrupt.
+/// The number of the timers' interrupt.
 pub fn timer() -> usize {
-    TIMER.load(Ordering::Relaxed)
+    TIMERS.get(VcpuId(0)).map_or(0, |port| port.0 as usize)
 }
 
-fn port(irq: usize) -> Option<Port> {
-    (irq < PORTS).then_some(Port(irq as u32))
+/// Where an interrupt comes from, and to whom.
+fn source(irq: usize) -> Option<(Port, VcpuId)> {
+    let vcpu = current();
+    if irq == IPI_IRQ {
+        return Some((IPIS.get(vcpu)?, vcpu));
+    }
+    if irq == timer() {
+        return Some((TIMERS.get(vcpu)?, vcpu));
+    }
+    let port = u32::try_from(irq).ok()?;
+    (irq < PORTS).then_some((Port(port), VcpuId(0)))
 }
 
 struct Irq;
@@ -36,9 +88,11 @@ struct Irq;
 #[impl_plat_interface]
 impl IrqIf for Irq {
     fn set_enable(irq: usize, enabled: bool) {
-        let Some(port) = port(irq) else { return };
+        let Some((port, vcpu)) = source(irq) else {
+            return;
+        };
         let done = if enabled {
-            irq::listen(port)
+            irq::listen(port, vcpu)
         } else {
             irq::ignore(port)
         };
@@ -50,7 +104,7 @@ impl IrqIf for Irq {
     }
 
     fn register(irq: usize, handler: IrqHandler) -> bool {
-        let done = port(irq).is_some() && HANDLERS.register_handler(irq, handler);
+        let done = source(irq).is_some() && HANDLERS.register_handler(irq, handler);
         if done {
             Self::set_enable(irq, true);
         }
@@ -66,6 +120,24 @@ impl IrqIf for Irq {
         HANDLERS.handle(irq).then_some(irq)
     }
 
-    /// There is one vCPU: it has nobody to interrupt.
-    fn send_ipi(_irq_num: usize, _target: IpiTarget) {}
+    /// Rings the ports of the vCPUs meant. Each takes the interrupt where it takes
+    /// any: when it turns interrupts on, or waits.
+    fn send_ipi(irq_num: usize, target: IpiTarget) {
+        if irq_num != IPI_IRQ {
+            return;
+        }
+        match target {
+            IpiTarget::Current { cpu_id } | IpiTarget::Other { cpu_id } => ring(cpu_id),
+            IpiTarget::AllExceptCurrent { cpu_id, cpu_num } => {
+                (0..cpu_num).filter(|&other| other != cpu_id).for_each(ring);
+            }
+        }
+    }
+}
+
+fn ring(cpu_id: usize) {
+    let vcpu = u32::try_from(cpu_id).map(VcpuId).ok();
+    if let Some(port) = vcpu.and_then(|vcpu| IPIS.get(vcpu)) {
+        event::send(port).expect("an open port");
+    }
 }

@@ -7,8 +7,8 @@
 //! | `ConsoleIf` | the PV console's ring |
 //! | `MemIf` | `start_info`; all memory mapped at [`VIRT_BASE`](guest_abi::kernel::VIRT_BASE) |
 //! | `TimeIf` | the hypervisor's clock, `VIRQ_TIMER` |
-//! | `IrqIf` | event channels: the number of an interrupt is its port |
-//! | `PowerIf` | `SCHEDOP_shutdown` |
+//! | `IrqIf` | event channels: the number of an interrupt is its port; `EVTCHNOP_bind_ipi` |
+//! | `PowerIf` | more vCPUs by `VCPUOP_initialise` and `VCPUOP_up`; `SCHEDOP_shutdown` |
 //!
 //! An application links it by `extern crate axplat_x86_xen_pv`.
 
@@ -22,6 +22,8 @@ pub mod entry;
 mod init;
 #[cfg(feature = "irq")]
 mod irq;
+#[cfg(feature = "irq")]
+pub use irq::IPI_IRQ;
 mod mem;
 mod power;
 mod runtime;

@@ -7,6 +7,7 @@
 
 #![no_std]
 
+pub mod area;
 pub mod irq;
 pub mod table;
 pub mod trap;

@@ -19,10 +19,12 @@ use guest_abi::{
     addr::{GuestVirt, MachineAddr, PAGE_SIZE, Pfn},
     errno::Errno,
     kernel::{VIRT_BASE, boot, mm, mmuext, smp},
+    xen::XEN_LEGACY_MAX_VCPUS,
 };
 
-/// The current root, a pseudo-physical address; 0 is the domain builder's.
-static ROOT: AtomicU64 = AtomicU64::new(0);
+/// Each vCPU's root, a pseudo-physical address; 0 is the domain builder's.
+static ROOTS: [AtomicU64; XEN_LEGACY_MAX_VCPUS] =
+    [const { AtomicU64::new(0) }; XEN_LEGACY_MAX_VCPUS];
 
 /// The machine address of the page at a pseudo-physical address; `None` if
 /// the domain has no such page.
@@ -92,10 +94,15 @@ pub fn unmake_table(page: *mut u8) {
     }
 }
 
+/// That of the vCPU that asks.
+fn current_root() -> &'static AtomicU64 {
+    &ROOTS[smp::current() as usize % XEN_LEGACY_MAX_VCPUS]
+}
+
 /// The root's pseudo-physical address.
 #[must_use]
 pub fn root() -> u64 {
-    match ROOT.load(Ordering::Relaxed) {
+    match current_root().load(Ordering::Relaxed) {
         0 => boot::start_info().map_or(0, |info| info.pt_base.wrapping_sub(VIRT_BASE)),
         root => root,
     }
@@ -117,7 +124,7 @@ pub unsafe fn set_root(physical: u64) {
     if let Err(error) = loaded {
         panic!("page table {physical:#x} refused: {error}");
     }
-    ROOT.store(physical, Ordering::Relaxed);
+    current_root().store(physical, Ordering::Relaxed);
 }
 
 /// Drops one cached translation, or all.

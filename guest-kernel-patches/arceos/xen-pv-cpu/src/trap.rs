@@ -5,7 +5,7 @@ use guest_abi::{
     arch_x86_64::FLAT_KERNEL_CS,
     callback::{CALLBACKF_MASK_EVENTS, CALLBACKTYPE_FAILSAFE},
     errno::Errno,
-    kernel::{event, hypercall, trap},
+    kernel::{event, hypercall, smp, trap},
 };
 
 /// The exceptions that a PV kernel can get.
@@ -13,7 +13,8 @@ const VECTORS: [u8; 18] = [
     0, 1, 3, 4, 5, 6, 7, 8, 10, 11, 12, 13, 14, 16, 17, 18, 19, 21,
 ];
 
-/// Hands exceptions to `entries`, entry points by vector, and masks all ports.
+/// Hands this vCPU's exceptions to `entries`, entry points by vector. The first
+/// vCPU masks all ports.
 ///
 /// # Safety
 /// Each must take a bounce frame and end with the hypercall `iret`.
@@ -43,5 +44,8 @@ pub unsafe fn install(entries: &[extern "C" fn()]) -> Result<(), Errno> {
             trap::failsafe_entry_address(),
         )?;
     }
-    event::install()
+    match smp::current() {
+        0 => event::install(),
+        _ => Ok(()),
+    }
 }

@@ -1,25 +1,33 @@
 //! What ArceOS' own examples don't come by, checked from inside: exceptions
 //! that return, memory that comes by page fault, page tables made and taken
-//! down, threads, timers. One line each; the last says that all went well.
+//! down, threads, timers, more than one vCPU. One line each; the last says that all went well.
 
 #![no_std]
 #![no_main]
 
 extern crate axplat_x86_xen_pv;
 
+use core::sync::atomic::{AtomicUsize, Ordering};
+
 use axhal::{
+    irq,
     mem::{MemRegionFlags, VirtAddr, memory_regions},
     paging::MappingFlags,
+    percpu::this_cpu_id,
     trap::{PAGE_FAULT, PageFaultFlags, register_trap_handler},
 };
+use axplat::irq::{IpiTarget, send_ipi};
+use axplat_x86_xen_pv::IPI_IRQ;
 use axstd::{
     println,
+    string::String,
     sync::Mutex,
     thread,
     time::{Duration, Instant},
     vec,
     vec::Vec,
 };
+use axtask::{AxCpuMask, TaskInner};
 
 const PAGE: usize = 4096;
 /// Where nothing of ArceOS' is: a slot of the root table of its own.
@@ -28,6 +36,11 @@ const PAGES: usize = 20;
 
 static SUM: Mutex<usize> = Mutex::new(0);
 static FAULTS: Mutex<usize> = Mutex::new(0);
+/// How many vCPUs have come, and how often all together have taken the lock.
+static MET: AtomicUsize = AtomicUsize::new(0);
+static TURNS: Mutex<usize> = Mutex::new(0);
+/// A bit for each vCPU that another one interrupted.
+static INTERRUPTED: AtomicUsize = AtomicUsize::new(0);
 
 /// Brings memory that was promised.
 #[register_trap_handler(PAGE_FAULT)]
@@ -45,6 +58,7 @@ fn main() {
     another_address_space();
     timers();
     threads();
+    processors();
     println!("checks: all is well");
 }
 
@@ -165,4 +179,57 @@ fn threads() {
         .sum();
     assert_eq!((numbers, *SUM.lock()), (36, 360));
     println!("checks: 8 threads");
+}
+
+/// Each vCPU runs a task of its own.
+fn processors() {
+    let count = axhal::cpu_num();
+    let interrupted = || {
+        INTERRUPTED.fetch_or(1 << this_cpu_id(), Ordering::SeqCst);
+    };
+    assert!(irq::register(IPI_IRQ, interrupted), "somebody has it");
+    let start = |cpu| {
+        let run = move || on_one_of(cpu, count);
+        let task = TaskInner::new(run, String::from("processor"), 64 * 1024);
+        task.set_cpumask(AxCpuMask::one_shot(cpu));
+        axtask::spawn_task(task)
+    };
+    let tasks: Vec<_> = (0..count).map(start).collect();
+    for task in tasks {
+        task.join();
+    }
+    assert_eq!(*TURNS.lock(), 1000 * count);
+    println!("checks: {count} vCPUs met");
+}
+
+/// What each does: all run at once, are woken by timers of their own, take turns
+/// at a lock, and all but the first are interrupted by the first.
+fn on_one_of(cpu: usize, count: usize) {
+    assert_eq!(this_cpu_id(), cpu);
+    MET.fetch_add(1, Ordering::SeqCst);
+    // Nobody gives way here: it ends only if all run.
+    within_seconds(|| MET.load(Ordering::SeqCst) == count, core::hint::spin_loop);
+    let before = Instant::now();
+    thread::sleep(Duration::from_millis(30));
+    assert!(before.elapsed() >= Duration::from_millis(30));
+    assert_eq!(this_cpu_id(), cpu);
+    for _ in 0..1000 {
+        *TURNS.lock() += 1;
+    }
+    if cpu == 0 {
+        let others = (1 << count) - 2;
+        let target = IpiTarget::AllExceptCurrent { cpu_id: cpu, cpu_num: count };
+        send_ipi(IPI_IRQ, target);
+        let all = || INTERRUPTED.load(Ordering::SeqCst) == others;
+        within_seconds(all, thread::yield_now);
+    }
+}
+
+/// Until it is so.
+fn within_seconds(so: impl Fn() -> bool, meanwhile: impl Fn()) {
+    let start = Instant::now();
+    while !so() {
+        assert!(start.elapsed() < Duration::from_secs(30), "nothing happens");
+        meanwhile();
+    }
 }
