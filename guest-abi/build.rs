@@ -4,7 +4,12 @@
 //! on this one: their own build script passes the same arguments as below, by
 //! `cargo:rustc-link-arg-bins`.
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
 
 /// Static, at fixed addresses, without the C start-up files and library.
 const LINK_ARGS: [&str; 6] = [
@@ -24,6 +29,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("OUT_DIR is not set")?);
     fs::copy("src/kernel/xen-pv.ld", out.join("xen-pv.ld"))?;
     println!("cargo:rustc-link-search={}", out.display());
+    // The published package is without its example.
+    if !Path::new("examples").is_dir() {
+        return Ok(());
+    }
     for arg in LINK_ARGS {
         println!("cargo:rustc-link-arg-examples={arg}");
     }

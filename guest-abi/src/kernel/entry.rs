@@ -20,7 +20,7 @@
 //! ```
 //!
 //! (A documentation test has a `main` and a panic handler of its own, so this one
-//! is not compiled; `examples/hello.rs` and the template are its like, and are.)
+//! is not compiled; its like, `examples/hello.rs` and the template of the repository, are.)
 //! Stacks for more vCPUs are made as the first one is:
 //!
 //! ```

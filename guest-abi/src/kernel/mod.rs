@@ -17,7 +17,7 @@
 //! ```
 //!
 //! (Not compiled here, where a `main` and a panic handler are already:
-//! `examples/hello.rs` is.) The body of such a `main`:
+//! `examples/hello.rs` of the repository is.) The body of such a `main`:
 //!
 //! ```no_run
 //! use guest_abi::{kernel::{Boot, event, sched, time}, kprintln, sched::SHUTDOWN_POWEROFF};
