@@ -10,6 +10,7 @@
 pub mod area;
 pub mod irq;
 pub mod table;
+pub mod thread;
 pub mod trap;
 
 use core::sync::atomic::{AtomicPtr, Ordering};

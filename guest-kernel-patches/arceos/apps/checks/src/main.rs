@@ -4,10 +4,14 @@
 
 #![no_std]
 #![no_main]
+#![feature(thread_local)]
 
 extern crate axplat_x86_xen_pv;
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::{
+    cell::Cell,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use axhal::{
     irq,
@@ -36,6 +40,11 @@ const PAGES: usize = 20;
 
 static SUM: Mutex<usize> = Mutex::new(0);
 static FAULTS: Mutex<usize> = Mutex::new(0);
+/// Each thread's own: one that begins with a value, one that begins with 0.
+#[thread_local]
+static OWN: Cell<usize> = Cell::new(1234);
+#[thread_local]
+static COUNT: Cell<usize> = Cell::new(0);
 /// How many vCPUs have come, and how often all together have taken the lock.
 static MET: AtomicUsize = AtomicUsize::new(0);
 static TURNS: Mutex<usize> = Mutex::new(0);
@@ -159,17 +168,21 @@ fn timers() {
     println!("checks: slept {} ms", slept.as_millis());
 }
 
-/// Threads take turns, sleep, and share a lock.
+/// Threads take turns, sleep, share a lock, and have storage of their own.
 fn threads() {
     let all: Vec<_> = (1..=8)
         .map(|number| {
             thread::spawn(move || {
+                assert_eq!((OWN.get(), COUNT.get()), (1234, 0));
+                OWN.set(number);
                 for _ in 0..10 {
                     thread::sleep(Duration::from_millis(5));
                     *SUM.lock() += number;
+                    COUNT.set(COUNT.get() + 1);
                     thread::yield_now();
                 }
-                number
+                assert_eq!(COUNT.get(), 10);
+                OWN.get()
             })
         })
         .collect();
@@ -178,6 +191,7 @@ fn threads() {
         .map(|one| one.join().expect("it ends"))
         .sum();
     assert_eq!((numbers, *SUM.lock()), (36, 360));
+    assert_eq!((OWN.get(), COUNT.get()), (1234, 0));
     println!("checks: 8 threads");
 }
 
