@@ -8,8 +8,8 @@
 //! configuration in its package, and what a PV guest needs is switched on there
 //! too.
 //!
-//! **Limits.** No kernel is built: README.md beside the fragment says what came of
-//! building one.
+//! **Limits.** No kernel is built: that takes too long for CI. `build` and `boot`
+//! beside the fragment do it by hand, and README.md there says what came of it.
 
 use std::{collections::BTreeMap, fs, path::Path};
 
