@@ -14,7 +14,7 @@ pub mod debian;
 mod drivers;
 pub mod initramfs;
 mod modules;
-mod virtio;
+mod more_modules;
 mod xen;
 
 use std::{
@@ -29,7 +29,7 @@ use nix::fcntl::{Flock, FlockArg};
 use apt::Apt;
 pub use drivers::prepare_with_drivers;
 pub use initramfs::{PROMPT, READY};
-pub use virtio::prepare_virtio;
+pub use more_modules::{prepare_kvm, prepare_virtio};
 pub use xen::xen;
 
 const KERNEL_PACKAGE: &str = "linux-image-amd64";
