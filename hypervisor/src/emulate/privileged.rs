@@ -218,16 +218,12 @@ fn read_debug(state: &mut GuestState, insn: &Instruction) -> Outcome {
     Outcome::Done
 }
 
-/// Breakpoints are not armed yet: only "all off" is accepted.
 fn write_debug(state: &mut GuestState, insn: &Instruction) -> Outcome {
     let value = state.context.gpr[gpr_index(insn.op1_register())];
-    match debug_slot(insn.op0_register()) {
-        Some(7) if value & 0xff != 0 => Outcome::Refused,
-        Some(index) => {
-            state.debug[index] = value;
-            Outcome::Done
-        }
-        None => Outcome::Refused,
+    let number = insn.op0_register() as u32 - Register::DR0 as u32;
+    match state.set_debug(number, value) {
+        Ok(()) => Outcome::Done,
+        Err(_) => Outcome::Refused,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::{
     cpu::Trap,
     emulate::CpuidPolicy,
     fpu::FpuState,
-    interp::{Counts, Exit, GuestPhys, Interpreter},
+    interp::{Breakpoints, Counts, Exit, GuestPhys, Interpreter},
 };
 use guest_abi::addr::GuestVirt;
 use std::sync::{Arc, atomic::AtomicBool};
@@ -57,6 +57,16 @@ impl SoftVcpu {
     /// Sets XCR0.
     pub fn set_xcr0(&mut self, value: u64) {
         self.interpreter.model().xcr0 = Some(value);
+    }
+
+    /// Sets the debug registers.
+    pub fn set_breakpoints(&mut self, breakpoints: Breakpoints) {
+        self.interpreter.model().breakpoints = breakpoints;
+    }
+
+    /// Bits of DR6 for breakpoints that were hit since this was called.
+    pub fn take_hits(&mut self) -> u64 {
+        std::mem::take(&mut self.interpreter.model().hits)
     }
 
     /// The vector and x87 state.

@@ -2,14 +2,7 @@
 
 use super::{Done, OK, Outcome};
 use crate::vcpu::Vcpu;
-use guest_abi::{
-    addr::GuestVirt,
-    arch_x86_64::{HYPERVISOR_VIRT_END, HYPERVISOR_VIRT_START},
-    errno::Errno,
-};
-
-/// Bits of DR7 that arm a breakpoint.
-const ENABLED: u64 = 0xff;
+use guest_abi::errno::Errno;
 
 /// `HYPERVISOR_set_debugreg(reg, value)`: writes a debug register.
 ///
@@ -19,33 +12,24 @@ const ENABLED: u64 = 0xff;
 ///
 /// # Errors
 /// - `ENODEV`: there is no such register.
-/// - `EPERM`: an address that is not canonical, or the hypervisor's.
-/// - `EOPNOTSUPP`: a DR7 that arms a breakpoint.
+/// - `EPERM`: an address that is not canonical, or the hypervisor's; a DR7 that watches ports or the debug
+///   registers themselves.
+///
+/// While a DR7 arms a breakpoint, the vCPU's code is interpreted on every engine, one instruction after the
+/// other.
 ///
 /// # Left out
-/// - Hardware breakpoints: values are kept and trap nothing.
+/// - Breakpoints on ports: a guest has none.
 ///
 /// # Guards against
 /// - A breakpoint on the hypervisor's own addresses.
 ///
 /// # Source
 /// - Xen: `public/xen.h`
+/// - Here: `interp/careful.rs`
 pub(super) fn set_debugreg(vcpu: &mut Vcpu, register: u32, value: u64) -> Outcome {
-    match register {
-        0..=3 if !guests_address(value) => return Err(Errno::EPERM),
-        0..=3 => vcpu.state.debug[register as usize] = value,
-        4 | 6 => vcpu.state.debug[6] = value & 0xe00f | 0xffff_0ff0,
-        5 | 7 if value & ENABLED != 0 => return Err(Errno::EOPNOTSUPP),
-        5 | 7 => vcpu.state.debug[7] = value & 0xffff_0000 | 0x400,
-        _ => return Err(Errno::ENODEV),
-    }
+    vcpu.state.set_debug(register, value)?;
     OK
-}
-
-/// Canonical, and outside the hypervisor's range.
-fn guests_address(address: u64) -> bool {
-    GuestVirt(address).is_canonical()
-        && !(HYPERVISOR_VIRT_START..HYPERVISOR_VIRT_END).contains(&address)
 }
 
 /// `HYPERVISOR_get_debugreg(reg)`: reads a debug register.

@@ -77,10 +77,10 @@ pub(super) fn iret(vcpu: &mut Vcpu) -> Outcome {
 }
 
 /// The selector names no code segment that user mode may run in.
-struct NoCode;
+pub(crate) struct NoCode;
 
 /// Which code a return to `cs` runs: 64-bit (`None`) or 32-bit.
-fn code_segment(vcpu: &Vcpu, cs: u64, ss: u64) -> Result<Option<Compat>, NoCode> {
+pub(crate) fn code_segment(vcpu: &Vcpu, cs: u64, ss: u64) -> Result<Option<Compat>, NoCode> {
     /// Linux's own, which also this engine shows.
     const USER_CODE: u16 = 0x33;
     const CODE: u64 = 1 << 43 | 1 << 44 | 1 << 47;

@@ -35,6 +35,7 @@ mod xen_version;
 pub(crate) mod test_guest;
 
 pub use context::install as install_context;
+pub(crate) use iret::code_segment;
 
 use crate::{
     cpu::reg,

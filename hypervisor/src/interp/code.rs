@@ -340,6 +340,24 @@ pub fn instruction(cpu: &mut Cpu) -> Option<Instruction> {
     Some(Decoder::with_ip(bits(cpu), code, cpu.rip, decoder_options()).decode())
 }
 
+/// The whole instruction at `cpu.rip`, also where it goes on in the next page; `None`
+/// if it can't be fetched, or is none.
+pub fn whole_instruction(cpu: &mut Cpu) -> Option<Instruction> {
+    let here = to_page_end(cpu.rip).min(LONGEST);
+    let first = instruction(cpu)?;
+    if !first.is_invalid() || here == LONGEST {
+        return Some(first).filter(|instruction| !instruction.is_invalid());
+    }
+    let mut buffer = [0; LONGEST];
+    let page = cpu.fetch(cpu.rip).ok()?;
+    copy_out(page.frame.ptr.at(cpu.rip), &mut buffer[..here]);
+    let next = (cpu.rip | 0xfff).wrapping_add(1);
+    let page = cpu.fetch(next).ok()?;
+    copy_out(page.frame.ptr.at(next), &mut buffer[here..]);
+    let whole = Decoder::with_ip(bits(cpu), &buffer, cpu.rip, decoder_options()).decode();
+    Some(whole).filter(|instruction| !instruction.is_invalid())
+}
+
 /// Marks 32-bit code.
 const MODE: u64 = 1 << 63;
 

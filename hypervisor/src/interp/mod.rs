@@ -25,6 +25,7 @@
 //!   `run` has returned, as with a vCPU in the engine.
 
 mod access;
+mod careful;
 mod code;
 mod compiled;
 mod decode;
@@ -41,6 +42,7 @@ mod tlb;
 mod vector;
 mod walk;
 
+pub use careful::Breakpoints;
 pub use host::FramePtr;
 pub use phys::{Frame, FrameUse, GuestPhys};
 pub use state::{Cpuid, Model};
@@ -52,7 +54,7 @@ use crate::{
 use code::{Block, CodeCache};
 use compiled::{Compiled, Left, Way};
 use exec::string::CHUNK;
-use flags::{AC, TF, VM};
+use flags::{AC, RF, TF, VM};
 use guest_abi::addr::{GuestVirt, Mfn};
 use op::{Flow, Op, slot};
 use state::{Cpu, Stop};
@@ -195,8 +197,8 @@ impl Interpreter {
     ///
     /// Single-stepping and alignment checks are for the engine: with TF or AC
     /// set nothing runs, unless the interpreter is [alone](Model::alone): then
-    /// TF is obeyed, and AC checks nothing. Breakpoints are for the engine too:
-    /// do not call this for a vCPU whose debug registers are armed.
+    /// both are obeyed, and so are breakpoints. One that is not alone is not called
+    /// for a vCPU whose debug registers are armed.
     pub fn run(
         &mut self,
         context: &mut Context,
@@ -210,10 +212,12 @@ impl Interpreter {
         }
         self.synchronise(root);
         self.cpu.enter(context);
-        let exit = if context.rflags & TF == 0 {
-            self.execute(budget, interrupt)
-        } else {
-            self.single_step()
+        let resumed = context.rflags & RF != 0;
+        let exit = match (context.rflags & TF != 0, self.is_careful()) {
+            (false, false) => self.execute(budget, interrupt),
+            (false, true) => self.execute_carefully(budget, interrupt, resumed),
+            (true, false) => self.single_step(),
+            (true, true) => self.careful_step(resumed).unwrap_or(Exit::Budget),
         };
         self.cpu.leave(context);
         self.counts.runs += 1;
@@ -257,6 +261,14 @@ impl Interpreter {
     /// Executes one instruction, or one element of a repeated one, and traps.
     #[cold]
     fn single_step(&mut self) -> Exit {
+        match self.step_once() {
+            None | Some(Stop::Again) => exit(Stop::Software(state::vector::DB)),
+            Some(stop) => exit(stop),
+        }
+    }
+
+    /// Executes one instruction, or one element of a repeated one: what stopped it.
+    fn step_once(&mut self) -> Option<Stop> {
         self.cpu.chunk = 1;
         let mut split = false;
         let stop = loop {
@@ -269,10 +281,7 @@ impl Interpreter {
             }
         };
         self.cpu.chunk = CHUNK;
-        match stop {
-            None | Some(Stop::Again) => exit(Stop::Software(state::vector::DB)),
-            Some(stop) => exit(stop),
-        }
+        stop
     }
 
     /// Drops what may have become stale since the last run.

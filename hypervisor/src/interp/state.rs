@@ -1,6 +1,7 @@
 //! A vCPU's integer state while it is interpreted.
 
 use super::{
+    careful::Breakpoints,
     compiled::Compiled,
     exec::string::CHUNK,
     flags::{ARITHMETIC, DF, Flags, RF},
@@ -51,11 +52,13 @@ pub mod vector {
     pub const DB: u8 = 1;
     pub const BP: u8 = 3;
     pub const OF: u8 = 4;
+    pub const BR: u8 = 5;
     pub const UD: u8 = 6;
     pub const SS: u8 = 12;
     pub const GP: u8 = 13;
     pub const PF: u8 = 14;
     pub const MF: u8 = 16;
+    pub const AC: u8 = 17;
     pub const XM: u8 = 19;
 }
 
@@ -76,6 +79,10 @@ pub struct Model {
     /// There is no engine for what is left undone. Then the selectors are the
     /// context's.
     pub alone: bool,
+    /// The debug registers, obeyed by an interpreter that is alone.
+    pub breakpoints: Breakpoints,
+    /// Bits of DR6 for breakpoints that were hit. They stay until they are taken.
+    pub hits: u64,
     /// XCR0 as ring 3 sees it; without it instructions that depend on it are
     /// unknown.
     pub xcr0: Option<u64>,
@@ -145,6 +152,8 @@ impl Cpu {
                 selectors: [None; 6],
                 cpuid: None,
                 alone: false,
+                breakpoints: Breakpoints::default(),
+                hits: 0,
                 xcr0: None,
             },
             vector: Vector::new(),

@@ -9,7 +9,7 @@
 use super::{Crash, Vcpu};
 use crate::{
     cpu::Trap,
-    engine::{EngineKind, Entry, SoftVcpu, TableWrites},
+    engine::{Engine, EngineKind, Entry, SoftVcpu, TableWrites},
 };
 use std::sync::Arc;
 
@@ -23,7 +23,9 @@ pub struct Aside {
 impl Vcpu {
     /// Runs the guest if its code is not for the engine.
     pub(super) fn run_aside(&mut self) -> Result<Option<Trap>, Crash> {
-        let aside = self.engine.kind() == EngineKind::Kvm && self.state.context.needs_interpreter();
+        let breakpoints = self.state.breakpoints();
+        let aside = self.engine.kind() == EngineKind::Kvm
+            && (self.state.context.needs_interpreter() || breakpoints.are_armed());
         if !aside {
             self.end_aside()?;
             return Ok(None);
@@ -41,6 +43,7 @@ impl Vcpu {
         let Some(aside) = &mut self.aside else {
             return Ok(None);
         };
+        aside.vcpu.set_breakpoints(breakpoints);
         let trap = aside.vcpu.run(&mut Entry {
             root,
             context: &mut self.state.context,
@@ -80,6 +83,18 @@ impl Vcpu {
             self.engine.set_fpu(&aside.vcpu.fpu())?;
         }
         Ok(())
+    }
+
+    /// Bits of DR6 for breakpoints that were hit since this was called.
+    pub(super) fn take_hits(&mut self) -> u64 {
+        let aside = self
+            .aside
+            .as_mut()
+            .map_or(0, |aside| aside.vcpu.take_hits());
+        match &mut self.engine {
+            Engine::Kvm(_) => aside,
+            Engine::Soft(vcpu) => aside | vcpu.take_hits(),
+        }
     }
 
     /// The guest has set XCR0.

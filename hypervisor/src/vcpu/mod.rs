@@ -8,6 +8,7 @@ mod aside;
 mod bounce;
 mod check;
 mod clock;
+mod far;
 mod inspect;
 mod mistakes;
 mod run;

@@ -320,6 +320,9 @@ impl Vcpu {
         if let Some(trap) = self.run_ahead()? {
             return Ok(trap);
         }
+        if let Engine::Soft(vcpu) = &mut self.engine {
+            vcpu.set_breakpoints(self.state.breakpoints());
+        }
         let mut entry = Entry {
             root: self.state.root(),
             context: &mut self.state.context,

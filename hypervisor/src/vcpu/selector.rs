@@ -38,6 +38,8 @@ struct Load {
     register: Register,
     selector: u16,
     popped: u64,
+    /// A general register that is loaded with it, and its value.
+    offset: Option<(usize, u64)>,
 }
 
 impl Vcpu {
@@ -59,12 +61,13 @@ impl Vcpu {
         let Some(load) = self.decode_load(insn) else {
             return false;
         };
+        let null = load.selector & !3 == 0 && load.register != Register::SS;
         let id = self.shared.id;
         let descriptor = self
             .lock_mm()
             .read_descriptor(&self.tables(), id, load.selector)
             .filter(|descriptor| is_data(*descriptor));
-        let Some(base) = descriptor.map(base_of) else {
+        let Some(base) = descriptor.map(base_of).or(null.then_some(0)) else {
             return false;
         };
         let context = &mut self.state.context;
@@ -80,18 +83,22 @@ impl Vcpu {
             }
             _ => return false,
         }
+        if let Some((register, value)) = load.offset {
+            context.gpr[register] = value;
+        }
         let stack = &mut context.gpr[reg::RSP];
         *stack = stack.wrapping_add(load.popped);
         context.rip = insn.next_ip();
         true
     }
 
-    fn decode_load(&self, insn: &Instruction) -> Option<Load> {
+    fn decode_load(&mut self, insn: &Instruction) -> Option<Load> {
         let popped = match insn.code() {
             Code::Mov_Sreg_rm16 | Code::Mov_Sreg_r32m16 | Code::Mov_Sreg_r64m16 => 0,
             Code::Popw_DS | Code::Popw_ES | Code::Popw_FS | Code::Popw_GS | Code::Popw_SS => 2,
             Code::Popd_DS | Code::Popd_ES | Code::Popd_FS | Code::Popd_GS | Code::Popd_SS => 4,
             Code::Popq_FS | Code::Popq_GS => 8,
+            Code::Les_r32_m1632 | Code::Lds_r32_m1632 => return self.decode_far_load(insn),
             _ => return None,
         };
         let selector = match popped {
@@ -102,6 +109,23 @@ impl Vcpu {
             register: insn.op0_register(),
             selector,
             popped,
+            offset: None,
+        })
+    }
+
+    /// `lds` and `les`: a selector behind an offset, which is for a general register.
+    fn decode_far_load(&mut self, insn: &Instruction) -> Option<Load> {
+        let at = self.memory_operand(insn, 1)?;
+        let selector = self.selector_in_memory(at + 4 & 0xffff_ffff)?;
+        let offset: u32 = self.access().read_obj(GuestVirt(at)).ok()?;
+        Some(Load {
+            register: match insn.code() {
+                Code::Les_r32_m1632 => Register::ES,
+                _ => Register::DS,
+            },
+            selector,
+            popped: 0,
+            offset: Some((insn.op0_register().number() & 15, offset.into())),
         })
     }
 
@@ -119,7 +143,7 @@ impl Vcpu {
     }
 
     /// The linear address of a memory operand.
-    fn memory_operand(&self, insn: &Instruction, operand: u32) -> Option<u64> {
+    pub(super) fn memory_operand(&self, insn: &Instruction, operand: u32) -> Option<u64> {
         let context = &self.state.context;
         let address = insn.virtual_address(operand, 0, |register, _, _| {
             Some(match register {

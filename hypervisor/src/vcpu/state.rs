@@ -3,14 +3,21 @@
 //! Law: owned by the vCPU's thread alone. Others see of it only what
 //! [`VcpuShared`](super::VcpuShared) holds.
 
-use crate::cpu::{Context, reg};
+use crate::{
+    cpu::{Context, reg},
+    interp::Breakpoints,
+};
 use guest_abi::{
     addr::Mfn,
     arch_x86::{
         TI_DPL_MASK, TI_IF, TrapInfo, VGCF_FAILSAFE_DISABLES_EVENTS, VGCF_IN_KERNEL,
         VGCF_SYSCALL_DISABLES_EVENTS, VcpuGuestContext,
     },
-    arch_x86_64::{FLAT_KERNEL_CS, FLAT_KERNEL_SS, FLAT_USER_CS, FLAT_USER_SS},
+    arch_x86_64::{
+        FLAT_KERNEL_CS, FLAT_KERNEL_SS, FLAT_USER_CS, FLAT_USER_SS, HYPERVISOR_VIRT_END,
+        HYPERVISOR_VIRT_START,
+    },
+    errno::Errno,
 };
 use zerocopy::FromZeros;
 
@@ -148,6 +155,33 @@ impl GuestState {
         }
     }
 
+    /// The breakpoints that the debug registers arm.
+    #[must_use]
+    pub fn breakpoints(&self) -> Breakpoints {
+        let [dr0, dr1, dr2, dr3, .., control] = self.debug;
+        Breakpoints {
+            address: [dr0, dr1, dr2, dr3],
+            control,
+        }
+    }
+
+    /// Writes a debug register.
+    ///
+    /// # Errors
+    /// `ENODEV` for one that there is not, `EPERM` for a value that the guest may not
+    /// have.
+    pub fn set_debug(&mut self, register: u32, value: u64) -> Result<(), Errno> {
+        match register {
+            0..=3 if !guests_address(value) => return Err(Errno::EPERM),
+            0..=3 => self.debug[register as usize] = value,
+            4 | 6 => self.debug[6] = value & 0xe00f | 0xffff_0ff0,
+            5 | 7 if !is_breakpoint_control(value) => return Err(Errno::EPERM),
+            5 | 7 => self.debug[7] = value & 0xffff_03ff | 0x400,
+            _ => return Err(Errno::ENODEV),
+        }
+        Ok(())
+    }
+
     /// Takes over a context, all but its memory references (roots, GDT, LDT).
     pub fn load(&mut self, from: &VcpuGuestContext) {
         self.context = Context {
@@ -229,6 +263,19 @@ impl Default for GuestState {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Canonical, and outside the hypervisor's range.
+fn guests_address(address: u64) -> bool {
+    guest_abi::addr::GuestVirt(address).is_canonical()
+        && !(HYPERVISOR_VIRT_START..HYPERVISOR_VIRT_END).contains(&address)
+}
+
+/// No watch over the debug registers themselves (GD), and none over ports.
+fn is_breakpoint_control(value: u64) -> bool {
+    const GENERAL_DETECT: u64 = 1 << 13;
+    const PORT: u64 = 2;
+    value & GENERAL_DETECT == 0 && (0..4).all(|n| value >> (16 + 4 * n) & 3 != PORT)
 }
 
 /// In the order of [`reg`].

@@ -84,8 +84,11 @@ impl Vcpu {
             13 => self.general_protection(error),
             6 => self.invalid_opcode(),
             _ => {
-                if vector == 1 && self.state.context.rflags & TF != 0 {
-                    self.state.debug[6] |= SINGLE_STEP;
+                if vector == 1 {
+                    self.state.debug[6] |= self.take_hits();
+                    if self.state.context.rflags & TF != 0 {
+                        self.state.debug[6] |= SINGLE_STEP;
+                    }
                 }
                 let error = (WITH_ERROR_CODE >> vector & 1 != 0).then_some(error);
                 self.bounce(self.state.trap_handler(vector), error)
@@ -163,6 +166,9 @@ impl Vcpu {
             if self.use_selector(&code) {
                 return Ok(());
             }
+            if let Some(done) = self.far_branch(&code) {
+                return done;
+            }
         }
         if error == 0 {
             let code = self.fetch();
@@ -206,7 +212,7 @@ impl Vcpu {
         self.bounce(self.state.trap_handler(vector), None)
     }
 
-    fn page_fault(&mut self, error: u32, cr2: GuestVirt) -> Result<(), Crash> {
+    pub(super) fn page_fault(&mut self, error: u32, cr2: GuestVirt) -> Result<(), Crash> {
         let kernel_write = !self.state.user_mode
             && error & (fault::PRESENT | fault::WRITE) == fault::PRESENT | fault::WRITE;
         if kernel_write && self.table_write(cr2) {

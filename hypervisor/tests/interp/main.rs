@@ -5,10 +5,12 @@
 
 mod alone;
 mod atomics;
+mod careful;
 mod code;
 mod differential;
 mod fpu;
 mod guest;
+mod legacy;
 mod machine;
 mod native;
 mod paging;

@@ -120,7 +120,11 @@ fn libraries_of(program: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
 /// The program without what only a debugger reads; as it is where there is no `strip`.
 fn stripped(room: &Path, program: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
     let to = room.join("stripped");
-    let strip = Command::new("strip").arg("-o").arg(&to).arg(program).status();
+    let strip = Command::new("strip")
+        .arg("-o")
+        .arg(&to)
+        .arg(program)
+        .status();
     let from = if strip.is_ok_and(|status| status.success()) {
         &to
     } else {
@@ -148,7 +152,11 @@ fn host(kernel: &Path, initrd: &Path) -> Vec<String> {
         OsStr::new("-kernel"),
         kernel.as_os_str(),
     ]);
-    command.args([OsStr::new("-initrd"), initrd.as_os_str(), OsStr::new("-append")]);
+    command.args([
+        OsStr::new("-initrd"),
+        initrd.as_os_str(),
+        OsStr::new("-append"),
+    ]);
     command.arg("console=ttyS0 quiet panic=-1 rdinit=/svm-host");
     let mut terminal = Terminal::start(command);
     let mut lines = Vec::new();

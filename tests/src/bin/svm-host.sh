@@ -34,7 +34,13 @@ run() {
     } >/tmp/domain.cfg
     xm create /tmp/domain.cfg >/tmp/said 2>&1 || say "$(cat /tmp/said)"
     gone "$1"
-    say "$(xm dmesg | grep -E "DOMUS-TEST: [A-Z]+ $1 |hello: goodbye" | tail -n 1)"
+    xm dmesg >/tmp/dmesg
+    if grep -qE "DOMUS-TEST: SUCCESS $1 |$1: goodbye" /tmp/dmesg; then
+        say "$(grep -E "DOMUS-TEST: SUCCESS $1 |$1: goodbye" /tmp/dmesg | tail -n 1)"
+    else
+        say "$1 failed"
+        grep -v '  ok: ' /tmp/dmesg | tail -n 40
+    fi
 }
 
 debian() {
@@ -63,7 +69,7 @@ for ahead in off on; do
     export DOMUS_RUN_AHEAD=$ahead DOMUS_ENGINE=kvm
     say "run-ahead $ahead"
     run hello 1
-    say "$(xm dmesg | head -n 1)"
+    say "$(head -n 1 /tmp/dmesg)"
     for kernel in events user-mode paging-attacks wild-pointers; do
         run $kernel 1
     done

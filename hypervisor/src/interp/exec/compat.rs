@@ -407,8 +407,10 @@ pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Answer {
         | M::Popfd
         | M::Leave => match choose_stack(i, shape) {
             Some(run) => own(Some((run, false))),
-            None => own(super::segment::choose(i, shape, op).map(|run| (run, false))),
+            None => own(super::legacy::choose(i, shape, op)
+                .or_else(|| super::segment::choose(i, shape, op).map(|run| (run, false)))),
         },
+        _ if super::segment::is_far(i) => own(Some((super::segment::for_descriptor_tables, true))),
         M::Jmp | M::Call | M::Ret | M::Loop | M::Loope | M::Loopne | M::Jecxz => {
             own(choose_branch(i, shape, op))
         }
@@ -419,7 +421,19 @@ pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Answer {
         M::Syscall if *IS_AMD => own(Some((syscall, true))),
         M::Syscall | M::Sysenter => own(Some((super::system::undefined, true))),
         // Not for 32-bit code, or without a handler for it.
-        M::Pushf | M::Popf | M::Enter | M::Iretd | M::Iret | M::Xlatb | M::Jcxz => own(None),
+        M::Pushf | M::Popf | M::Enter | M::Iret | M::Jcxz => own(None),
+        M::Daa
+        | M::Das
+        | M::Aaa
+        | M::Aas
+        | M::Aam
+        | M::Aad
+        | M::Into
+        | M::Bound
+        | M::Arpl
+        | M::Xlatb
+        | M::Les
+        | M::Lds => own(super::legacy::choose(i, shape, op)),
         _ => Answer::Shared,
     }
 }

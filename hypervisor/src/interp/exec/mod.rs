@@ -46,6 +46,7 @@ pub mod bits;
 pub mod compat;
 pub mod control;
 pub mod data;
+pub mod legacy;
 pub mod masked;
 pub mod segment;
 pub mod shift;

@@ -7,7 +7,6 @@
 use super::stack::{FOR_ENGINE, POPPED};
 use crate::interp::{
     decode::Shape,
-    flags::TF,
     host::{NULL_CLEARS_BASE, Word},
     op::{Flow, Handler, Op, Outcome, slot},
     state::{Cpu, Stop, canonical, vector},
@@ -119,8 +118,34 @@ fn inspect<const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Outcome {
     cpu.halt(Stop::Unknown)
 }
 
+/// What only a descriptor table tells.
+pub fn for_descriptor_tables(cpu: &mut Cpu, _: &Op) -> Outcome {
+    if cpu.model.alone {
+        return cpu.fault(vector::GP, INSPECTS);
+    }
+    cpu.halt(Stop::Unknown)
+}
+
+/// Whether it is a far branch, other than `iretq`.
+pub fn is_far(i: &Instruction) -> bool {
+    matches!(
+        i.code(),
+        Code::Jmp_ptr1632
+            | Code::Jmp_m1632
+            | Code::Jmp_m1664
+            | Code::Call_ptr1632
+            | Code::Call_m1632
+            | Code::Call_m1664
+            | Code::Retfd
+            | Code::Retfq
+            | Code::Retfd_imm16
+            | Code::Retfq_imm16
+            | Code::Iretd
+    )
+}
+
 /// `iretq` within ring 3 and the same segments.
-fn return_within_ring(cpu: &mut Cpu, _: &Op) -> Outcome {
+fn return_within_ring(cpu: &mut Cpu, op: &Op) -> Outcome {
     let stack = cpu.get::<u64>(slot::RSP);
     let mut frame = [0u64; 5];
     for (word, offset) in frame.iter_mut().zip((0..).step_by(8)) {
@@ -131,7 +156,10 @@ fn return_within_ring(cpu: &mut Cpu, _: &Op) -> Outcome {
     let same = now[CS] == Some(u16::low(cs)) && now[SS] == Some(u16::low(ss));
     let for_engine = rflags & FOR_ENGINE != 0 && !cpu.model.alone;
     let odd = for_engine || cpu.other_flags & NESTED_TASK != 0;
-    if !same || odd || !canonical(rip) {
+    if !same {
+        return for_descriptor_tables(cpu, op);
+    }
+    if odd || !canonical(rip) {
         return if cpu.model.alone {
             cpu.fault(vector::GP, 0)
         } else {
@@ -142,7 +170,7 @@ fn return_within_ring(cpu: &mut Cpu, _: &Op) -> Outcome {
     cpu.set_rflags(kept | (rflags & POPPED));
     cpu.set(slot::RSP, rsp);
     let flow = cpu.jump(rip)?;
-    if rflags & TF != 0 {
+    if rflags & FOR_ENGINE != 0 {
         return cpu.halt(Stop::Again);
     }
     Ok(flow)

@@ -14,8 +14,8 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 /// Flags that `popf` in ring 3 can change.
 pub(super) const POPPED: u64 = ARITHMETIC | DF | TF | AC | (1 << 14) | (1 << 21);
 
-/// Flags that only the engine can give their effect: single-stepping and
-/// alignment checks.
+/// Flags that only the engine can give their effect, and without one the
+/// interpreter's slow ways: single-stepping and alignment checks.
 pub(super) const FOR_ENGINE: u64 = TF | AC;
 
 impl Cpu {
@@ -93,7 +93,7 @@ pub(super) fn take_flags<W: Memory>(cpu: &mut Cpu, op: &Op, (word, stack): (W, W
     let kept = cpu.rflags() & !POPPED;
     cpu.set_rflags(kept | (value & POPPED));
     cpu.set(slot::RSP, stack);
-    if value & TF != 0 {
+    if value & FOR_ENGINE != 0 {
         cpu.rip = cpu.in_page(op.next());
         return cpu.halt(Stop::Again);
     }

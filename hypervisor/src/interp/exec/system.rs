@@ -180,6 +180,7 @@ fn ending(i: &Instruction, op: &mut Op) -> Option<Handler> {
         | M::Swapgs
         | M::Xsetbv => Some(privileged),
         M::Mov if moves_system_register(i) => Some(privileged),
+        _ if segment::is_far(i) => Some(segment::for_descriptor_tables),
         _ => None,
     }
 }
