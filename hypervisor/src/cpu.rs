@@ -46,6 +46,8 @@ pub struct Context {
     /// ES, DS, FS and GS, as far as the hypervisor or the interpreter loaded
     /// them: a KVM engine does not tell what ring 3 loaded by itself.
     pub data: DataSelectors,
+    /// The same of the segments that 32-bit code uses.
+    pub segments: DataSegments,
 }
 
 /// The segments of 32-bit code: it runs in a code segment without the L bit.
@@ -65,6 +67,63 @@ pub struct DataSelectors {
     pub ds: u16,
     pub fs: u16,
     pub gs: u16,
+}
+
+/// What 32-bit code can reach through a data segment register: what the descriptor
+/// said when the selector was loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it begins. (FS and GS have theirs in the context.)
+    pub base: u32,
+    /// The first offset.
+    pub first: u32,
+    /// The last offset; none can be used if it is less than the first.
+    pub last: u32,
+    /// It can be written.
+    pub writable: bool,
+}
+
+impl Segment {
+    /// All of 4 GiB.
+    pub const FLAT: Segment = Segment {
+        base: 0,
+        first: 0,
+        last: u32::MAX,
+        writable: true,
+    };
+    /// Nothing: of a null selector.
+    pub const NONE: Segment = Segment {
+        base: 0,
+        first: 1,
+        last: 0,
+        writable: false,
+    };
+
+    /// Whether it has this many bytes at an offset.
+    #[must_use]
+    pub fn contains(&self, offset: u32, bytes: u32) -> bool {
+        let end = offset.checked_add(bytes.saturating_sub(1));
+        // A flat one wraps.
+        (self.first == 0 && self.last == u32::MAX)
+            || offset >= self.first && end.is_some_and(|end| end <= self.last)
+    }
+}
+
+impl Default for Segment {
+    fn default() -> Self {
+        Segment::FLAT
+    }
+}
+
+/// The segments behind the data segment registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[allow(missing_docs, reason = "the registers' names")]
+pub struct DataSegments {
+    pub es: Segment,
+    pub ss: Segment,
+    pub ds: Segment,
+    pub fs: Segment,
+    pub gs: Segment,
 }
 
 impl DataSelectors {

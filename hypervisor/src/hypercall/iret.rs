@@ -79,8 +79,8 @@ pub(super) fn iret(vcpu: &mut Vcpu) -> Outcome {
 /// The selector names no code segment that user mode may run in.
 pub(crate) struct NoCode;
 
-/// Which code a return to `cs` runs: 64-bit (`None`) or 32-bit.
-pub(crate) fn code_segment(vcpu: &Vcpu, cs: u64, ss: u64) -> Result<Option<Compat>, NoCode> {
+/// Which code a return to `cs` runs: 64-bit (`None`) or 32-bit, which has a stack segment.
+pub(crate) fn code_segment(vcpu: &mut Vcpu, cs: u64, ss: u64) -> Result<Option<Compat>, NoCode> {
     /// Linux's own, which also this engine shows.
     const USER_CODE: u16 = 0x33;
     const CODE: u64 = 1 << 43 | 1 << 44 | 1 << 47;
@@ -92,7 +92,7 @@ pub(crate) fn code_segment(vcpu: &Vcpu, cs: u64, ss: u64) -> Result<Option<Compa
         return Ok(None);
     }
     if cs == FLAT_RING3_CS32 {
-        return Ok(Some(Compat { cs, ss }));
+        return on_stack(vcpu, Compat { cs, ss });
     }
     let descriptor = vcpu
         .lock_mm()
@@ -102,7 +102,16 @@ pub(crate) fn code_segment(vcpu: &Vcpu, cs: u64, ss: u64) -> Result<Option<Compa
     // A segment with a base is one for 16-bit or very old programs.
     match (descriptor & LONG != 0, descriptor & BIG != 0) {
         (true, false) => Ok(None),
-        (false, true) if base_of(descriptor) == 0 => Ok(Some(Compat { cs, ss })),
+        (false, true) if base_of(descriptor) == 0 => on_stack(vcpu, Compat { cs, ss }),
         _ => Err(NoCode),
+    }
+}
+
+/// 32-bit code, if its stack segment can be loaded.
+fn on_stack(vcpu: &mut Vcpu, compat: Compat) -> Result<Option<Compat>, NoCode> {
+    if vcpu.load_stack(compat.ss) {
+        Ok(Some(compat))
+    } else {
+        Err(NoCode)
     }
 }

@@ -13,7 +13,7 @@ use super::{
     op::{Handler, Op, slot},
     vector::Plans,
 };
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register};
 
 /// How the first two operands are given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -316,11 +316,28 @@ fn no_registers(i: &Instruction) -> bool {
 /// The same for 32-bit code, whose linear addresses wrap; `lea` has no segment.
 fn split_linear(i: &Instruction, op: &mut Op) -> Op {
     let mut before = split_address(op);
-    if i.mnemonic() != Mnemonic::Lea {
+    // The operand of `xlat` is its handler's.
+    if !matches!(i.mnemonic(), Mnemonic::Lea | Mnemonic::Xlatb) {
         before.run = compat::linear;
+        before.imm = operand_of(i).pack();
     }
     op.segment = slot::ZERO;
     before
+}
+
+/// What is done to an instruction's memory operand.
+fn operand_of(i: &Instruction) -> compat::Operand {
+    let mut factory = InstructionInfoFactory::new();
+    let info = factory.info(i);
+    let n = (0..i.op_count()).find(|n| i.op_kind(*n) == OpKind::Memory);
+    let access = n.map_or(OpAccess::None, |n| info.op_access(n));
+    let touches = !matches!(access, OpAccess::None | OpAccess::NoMemAccess);
+    let bytes = u16::try_from(i.memory_size().size()).unwrap_or(0);
+    compat::Operand {
+        segment: u8::try_from(i.memory_segment().number()).unwrap_or(0),
+        bytes: if touches { bytes } else { 0 },
+        writes: touches && !matches!(access, OpAccess::Read | OpAccess::CondRead),
+    }
 }
 
 /// Moves the address computation into an operation of its own.

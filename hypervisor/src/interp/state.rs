@@ -13,7 +13,7 @@ use super::{
     tlb::Tlb,
     vector::Vector,
 };
-use crate::cpu::{Compat, Context, DataSelectors};
+use crate::cpu::{Compat, Context, DataSegments, DataSelectors, Segment};
 use guest_abi::addr::Mfn;
 use std::{any::Any, sync::Arc};
 
@@ -98,6 +98,8 @@ pub struct Cpu {
     pub other_flags: u64,
     /// 32-bit code runs.
     pub compat: Option<Compat>,
+    /// The segments that it uses, in the order of [`Model::selectors`].
+    pub segments: [Segment; 6],
     /// Where to go on after [`Flow::Branch`].
     pub rip: u64,
     /// Set by whoever returns [`Halt`].
@@ -138,6 +140,7 @@ impl Cpu {
             flags: Flags::default(),
             other_flags: 2,
             compat: None,
+            segments: [Segment::FLAT; 6],
             rip: 0,
             stop: Stop::Unknown,
             extra: 0,
@@ -179,6 +182,8 @@ impl Cpu {
                 None => LONG_MODE,
             };
             self.model.selectors = [data.es, cs, ss, data.ds, data.fs, data.gs].map(Some);
+            let DataSegments { es, ss, ds, fs, gs } = context.segments;
+            self.segments = [es, Segment::FLAT, ss, ds, fs, gs];
         }
         // RF stands in the flags that a fault saved, and lasts for one
         // instruction.
@@ -195,6 +200,8 @@ impl Cpu {
         if self.model.alone {
             let [es, _, _, ds, fs, gs] = self.model.selectors.map(Option::unwrap_or_default);
             context.data = DataSelectors { es, ds, fs, gs };
+            let [es, _, ss, ds, fs, gs] = self.segments;
+            context.segments = DataSegments { es, ss, ds, fs, gs };
         }
     }
 

@@ -8,7 +8,7 @@
 
 use super::{Crash, Vcpu};
 use crate::{
-    cpu::Trap,
+    cpu::{DataSegments, Trap},
     engine::{Engine, EngineKind, Entry, SoftVcpu, TableWrites},
 };
 use std::sync::Arc;
@@ -24,9 +24,12 @@ impl Vcpu {
     /// Runs the guest if its code is not for the engine.
     pub(super) fn run_aside(&mut self) -> Result<Option<Trap>, Crash> {
         let breakpoints = self.state.breakpoints();
-        let aside = self.engine.kind() == EngineKind::Kvm
-            && (self.state.context.needs_interpreter() || breakpoints.are_armed());
-        if !aside {
+        if self.engine.kind() != EngineKind::Kvm {
+            return Ok(None);
+        }
+        if !self.state.context.needs_interpreter() && !breakpoints.are_armed() {
+            // The engine does not tell what ring 3 loads.
+            self.state.context.segments = DataSegments::default();
             self.end_aside()?;
             return Ok(None);
         }

@@ -138,7 +138,7 @@ impl Vcpu {
     }
 
     /// The segment that a selector names, if ring 3 may run in it.
-    fn segment(&self, cs: u64, ss: u64) -> Result<Option<Compat>, Fault> {
+    fn segment(&mut self, cs: u64, ss: u64) -> Result<Option<Compat>, Fault> {
         let refused = || protection(u32::try_from(cs & 0xfffc).unwrap_or(0));
         if cs & 3 != 3 {
             return Err(refused());
@@ -174,7 +174,8 @@ impl Vcpu {
         let (cs, offset) = self.target(insn, bytes)?;
         let (own, stack_segment) = self.running();
         let segment = self.segment(cs, stack_segment.into())?;
-        let stack = self.reach(self.state.context.gpr[reg::RSP].wrapping_sub(2 * bytes));
+        let below = self.reach(self.state.context.gpr[reg::RSP].wrapping_sub(2 * bytes));
+        let stack = self.stack_address(0u64.wrapping_sub(2 * bytes));
         let words = [insn.next_ip(), own.into()];
         let len = usize::try_from(bytes).unwrap_or(8).min(8);
         let image: Vec<u8> = words
@@ -188,14 +189,14 @@ impl Vcpu {
             cr2: GuestVirt(stack),
         })?;
         self.go(segment, offset)?;
-        self.state.context.gpr[reg::RSP] = stack;
+        self.state.context.gpr[reg::RSP] = below;
         Ok(())
     }
 
     fn far_return(&mut self, bytes: u64, more: u64) -> Result<(), Fault> {
         let stack = self.state.context.gpr[reg::RSP];
-        let offset = self.word(stack, bytes)?;
-        let cs = self.word(stack.wrapping_add(bytes), 2)?;
+        let offset = self.word(self.stack_address(0), bytes)?;
+        let cs = self.word(self.stack_address(bytes), 2)?;
         let segment = self.segment(cs, self.running().1.into())?;
         let above = self.reach(stack.wrapping_add(2 * bytes + more));
         self.go(segment, offset)?;
@@ -206,7 +207,7 @@ impl Vcpu {
     /// `iret` within ring 3: three words, in 64-bit code five.
     fn interrupt_return(&mut self, bytes: u64) -> Result<(), Fault> {
         let stack = self.state.context.gpr[reg::RSP];
-        let word = |n: u64| self.word(stack.wrapping_add(n * bytes), bytes);
+        let word = |n: u64| self.word(self.stack_address(n * bytes), bytes);
         let (offset, cs, flags) = (word(0)?, word(1)?, word(2)?);
         let (above, ss) = match self.state.context.compat {
             Some(compat) => (self.reach(stack.wrapping_add(3 * bytes)), compat.ss.into()),

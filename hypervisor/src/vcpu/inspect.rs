@@ -41,7 +41,7 @@ fn look(instruction: Mnemonic, descriptor: u64) -> Option<u64> {
 }
 
 /// The offset of a segment's last byte.
-fn limit(descriptor: u64) -> u64 {
+pub(super) fn limit(descriptor: u64) -> u64 {
     let units = descriptor & 0xffff | descriptor >> 32 & 0xf_0000;
     if descriptor & GRANULAR != 0 {
         units << 12 | 0xfff

@@ -37,6 +37,7 @@ use std::{
     cell::{Cell, RefCell},
     sync::{Arc, MutexGuard},
 };
+use trap::Spurious;
 
 /// Why a domain can't go on.
 #[derive(Debug, thiserror::Error)]
@@ -101,8 +102,8 @@ pub struct Vcpu {
     /// The interpreter's cached translations are to be dropped.
     flush_ahead: Cell<bool>,
     blame: mistakes::Blame,
-    /// The last spurious page fault: rip, cr2, and how often.
-    spurious: (u64, u64, u32),
+    /// The last spurious page fault, and how often it came.
+    spurious: Spurious,
 }
 
 impl Vcpu {

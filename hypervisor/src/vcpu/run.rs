@@ -5,6 +5,7 @@ use super::{
     check::Checker,
     mistakes::{Blame, Cause},
     request, run_ahead,
+    trap::Spurious,
 };
 use crate::{
     cpu::{Trap, reg},
@@ -106,7 +107,7 @@ impl Vcpu {
             why: 0,
             flush_ahead: true.into(),
             blame: Blame::new(),
-            spurious: (0, 0, 0),
+            spurious: Spurious::default(),
         }
     }
 

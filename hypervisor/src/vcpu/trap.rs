@@ -9,6 +9,7 @@ use crate::{
     engine::TableWrite,
     guest_access::GuestAccess,
     hypercall,
+    interp::GuestPhys,
     mistakes::reason,
     paging::{PtWrite, PtWriteOutcome},
     trace::{Seen, syscall_number},
@@ -33,6 +34,15 @@ const SINGLE_STEP: u64 = 1 << 14;
 const WITH_ERROR_CODE: u32 = 1 << 8 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13 | 1 << 14 | 1 << 17;
 /// An access that its mapping allows may fault this often in a row.
 const MAX_SPURIOUS: u32 = 8;
+
+/// Faults that their mapping does not explain, one after the other. Where another vCPU
+/// takes the mapping away and gives it back, each of them is another one.
+#[derive(Debug, Default)]
+pub(super) struct Spurious {
+    /// rip, address, and the number of the last change of the tables.
+    place: (u64, u64, u64),
+    count: u32,
+}
 
 impl Vcpu {
     /// Deals with a trap.
@@ -221,6 +231,7 @@ impl Vcpu {
         if self.is_spurious(error, cr2) {
             return self.retry(cr2);
         }
+        self.spurious = Spurious::default();
         self.domain.delivery.set_cr2(self.shared.id, cr2.0);
         let error = if self.state.user_mode {
             error | fault::USER
@@ -243,13 +254,17 @@ impl Vcpu {
     }
 
     fn retry(&mut self, cr2: GuestVirt) -> Result<(), Crash> {
-        let rip = self.state.context.rip;
-        let count = if (self.spurious.0, self.spurious.1) == (rip, cr2.0) {
-            self.spurious.2 + 1
+        let (rip, epoch) = (
+            self.state.context.rip,
+            self.domain.space.translation_epoch(),
+        );
+        let place = (rip, cr2.0, epoch);
+        let count = if self.spurious.place == place {
+            self.spurious.count + 1
         } else {
             1
         };
-        self.spurious = (rip, cr2.0, count);
+        self.spurious = Spurious { place, count };
         self.flush();
         self.repeat_entry(cr2, count > MAX_SPURIOUS);
         if count > 4 * MAX_SPURIOUS {

@@ -38,7 +38,7 @@ fn run(guest: &mut Guest, ax: u64, flags: u64) -> (u64, u64) {
 }
 
 fn packed(value: u64) -> u64 {
-    value / 10 % 10 << 4 | value % 10
+    ((value / 10 % 10) << 4) | (value % 10)
 }
 
 #[test]
@@ -72,12 +72,12 @@ fn single_digits_are_added_and_subtracted() {
             *add.gpr(reg::RBX) = b;
             let (sum, flags) = run(&mut add, 0x200 | a, 0);
             let carry = u64::from(a + b > 9);
-            assert_eq!(sum, 0x200 + carry * 0x100 | (a + b) % 10);
+            assert_eq!(sum, (0x200 + carry * 0x100) | ((a + b) % 10));
             assert_eq!(flags & (CF | AF), carry * (CF | AF));
             *subtract.gpr(reg::RBX) = b;
             let (rest, flags) = run(&mut subtract, 0x200 | a, 0);
             let borrow = u64::from(a < b);
-            assert_eq!(rest, 0x200 - borrow * 0x100 | (10 + a - b) % 10);
+            assert_eq!(rest, (0x200 - borrow * 0x100) | ((10 + a - b) % 10));
             assert_eq!(flags & CF, borrow);
         }
     }
@@ -90,7 +90,7 @@ fn products_become_digits_and_back() {
     let mut number = compat(&[0xd5, 10, 0xf4]);
     for value in 0..100 {
         let (ax, flags) = run(&mut digits, 0x7700 | value, 0);
-        assert_eq!(ax, value / 10 << 8 | value % 10);
+        assert_eq!(ax, ((value / 10) << 8) | (value % 10));
         assert_eq!(flags & ZF != 0, value % 10 == 0);
         assert_eq!(run(&mut number, ax, 0).0, value);
     }

@@ -36,10 +36,15 @@ fn soft() -> Installation {
     Installation::with(&SOFT)
 }
 
-/// Debian's kernel, and `tests/guests/user/mixed.rs` among its programs.
-fn with_mixed(name: &str) -> Config {
-    let program = fs::read(user_program("mixed")).expect("built just now");
-    Config::debian(name).program("mixed", &program)
+/// Debian's kernel, and `mixed.rs` and `processor.rs` of `tests/guests/user` among its
+/// programs.
+fn with_programs(name: &str) -> Config {
+    ["mixed", "processor"]
+        .iter()
+        .fold(Config::debian(name), |config, program| {
+            let bytes = fs::read(user_program(program)).expect("built just now");
+            config.program(program, &bytes)
+        })
 }
 
 fn computes_the_same(guest: &mut Guest<'_>) {
@@ -50,6 +55,9 @@ fn computes_the_same(guest: &mut Guest<'_>) {
         .expect("a program for this machine");
     let expected = String::from_utf8_lossy(&said.stdout);
     assert_eq!(guest.run("mixed 7 2"), expected.trim_end());
+    // It knows what a processor does.
+    let said = guest.run("processor");
+    assert!(said.ends_with("\n0 WRONG"), "{said}");
 }
 
 #[test]
@@ -92,7 +100,7 @@ fn programs_compute_the_same_on_kvm() {
     }
     for engine in [&KVM_ALONE, &KVM_AHEAD] {
         let domus = Installation::with(engine);
-        let mut guest = Guest::boot(&domus, &with_mixed("mixed"));
+        let mut guest = Guest::boot(&domus, &with_programs("mixed"));
         computes_the_same(&mut guest);
         domus.xm(&["destroy", "mixed"]).ok();
     }
@@ -136,7 +144,7 @@ fn an_endless_loop_is_stopped_on_every_engine() {
 #[test]
 fn the_stock_kernel_on_the_software_engine() {
     let domus = soft();
-    let mut guest = Guest::boot(&domus, &with_mixed("soft").vcpus(2));
+    let mut guest = Guest::boot(&domus, &with_programs("soft").vcpus(2));
     assert_eq!(guest.run("nproc"), "2");
     let engine = domus.xm(&["engine", "soft"]).output();
     assert_eq!(engine.trim(), "soft");

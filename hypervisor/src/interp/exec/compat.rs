@@ -2,24 +2,89 @@
 //!
 //! Law: addresses and branch targets are 32 bits wide and wrap. A memory
 //! operand's linear address is made by an operation of its own ([`linear`]), so
-//! the handlers for 64-bit code serve for the operation itself. Segments have
-//! bases, but limits are not checked. Segments other than FS and GS are flat:
-//! their selectors are loaded only then.
+//! the handlers for 64-bit code serve for the operation itself. What goes through a
+//! data segment is within its limits, or a fault; code is not held to a limit.
 
-use super::stack::take_flags;
+use super::{
+    segment::{ES, SS},
+    stack::take_flags,
+};
 use crate::interp::{
     decode::{Choice, Shape},
     host::{IS_AMD, Memory, Word},
     op::{Flow, Halt, Handler, Op, Outcome, slot},
-    state::{Cpu, Stop},
+    state::{Cpu, Stop, vector},
 };
 use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 
+/// What [`linear`] has to know of the operand, in its immediate.
+pub struct Operand {
+    /// The segment register's number.
+    pub segment: u8,
+    /// How many bytes; 0 is not checked.
+    pub bytes: u16,
+    /// It is written.
+    pub writes: bool,
+}
+
+impl Operand {
+    /// As an immediate.
+    pub fn pack(&self) -> u64 {
+        u64::from(self.segment) | u64::from(self.bytes) << 8 | u64::from(self.writes) << 32
+    }
+
+    fn unpack(imm: u64) -> Self {
+        let [segment, low, high, _, writes, ..] = imm.to_le_bytes();
+        Operand {
+            segment,
+            bytes: u16::from_le_bytes([low, high]),
+            writes: writes != 0,
+        }
+    }
+}
+
 /// The linear address of an instruction's memory operand.
 pub fn linear(cpu: &mut Cpu, op: &Op) -> Outcome {
-    let address = cpu.offset(op).wrapping_add(cpu.get::<u64>(op.segment));
+    let offset = u32::low(cpu.offset(op));
+    let operand = Operand::unpack(op.imm);
+    let at = reach(
+        cpu,
+        usize::from(operand.segment),
+        offset,
+        operand.bytes.into(),
+        operand.writes,
+    )?;
+    let address = at.wrapping_add(cpu.get::<u64>(op.segment));
     cpu.set(slot::TEMP, u32::low(address));
     Ok(Flow::Next)
+}
+
+/// An offset in a data segment, as a linear address but for the base of FS and GS.
+#[inline]
+pub fn reach(
+    cpu: &mut Cpu,
+    segment: usize,
+    offset: u32,
+    bytes: u32,
+    writes: bool,
+) -> Result<u64, Halt> {
+    let Some(found) = cpu.segments.get(segment) else {
+        return Ok(offset.into());
+    };
+    if bytes != 0 && (!found.contains(offset, bytes) || writes && !found.writable) {
+        let which = if segment == SS {
+            vector::SS
+        } else {
+            vector::GP
+        };
+        return cpu.fault(which, 0);
+    }
+    Ok(offset.wrapping_add(found.base).into())
+}
+
+/// An offset in the stack segment.
+fn on_stack<W: Memory>(cpu: &mut Cpu, offset: u32, writes: bool) -> Result<u64, Halt> {
+    reach(cpu, SS, offset, u32::low(W::BYTES), writes)
 }
 
 fn go(cpu: &mut Cpu, target: u64) -> Outcome {
@@ -30,7 +95,8 @@ fn go(cpu: &mut Cpu, target: u64) -> Outcome {
 fn push<W: Memory>(cpu: &mut Cpu, value: W) -> Result<(), Halt> {
     let bytes = u32::low(W::BYTES);
     let stack = cpu.get::<u32>(slot::RSP).wrapping_sub(bytes);
-    cpu.store(stack.into(), value)?;
+    let at = on_stack::<W>(cpu, stack, true)?;
+    cpu.store(at, value)?;
     cpu.set(slot::RSP, stack);
     Ok(())
 }
@@ -38,7 +104,8 @@ fn push<W: Memory>(cpu: &mut Cpu, value: W) -> Result<(), Halt> {
 /// The word on top, and ESP without it.
 fn top<W: Memory>(cpu: &mut Cpu) -> Result<(W, u32), Halt> {
     let stack = cpu.get::<u32>(slot::RSP);
-    let value = cpu.load::<W>(stack.into())?;
+    let at = on_stack::<W>(cpu, stack, false)?;
+    let value = cpu.load::<W>(at)?;
     Ok((value, stack.wrapping_add(u32::low(W::BYTES))))
 }
 
@@ -79,7 +146,8 @@ fn pusha<W: Memory>(cpu: &mut Cpu, _: &Op) -> Outcome {
     let stack = cpu.get::<u32>(slot::RSP);
     for (register, place) in (0u8..8).zip(1u32..) {
         let at = stack.wrapping_sub(place * u32::low(W::BYTES));
-        cpu.store(at.into(), cpu.get::<W>(register))?;
+        let at = on_stack::<W>(cpu, at, true)?;
+        cpu.store(at, cpu.get::<W>(register))?;
     }
     cpu.set(slot::RSP, stack.wrapping_sub(8 * u32::low(W::BYTES)));
     Ok(Flow::Next)
@@ -90,7 +158,8 @@ fn popa<W: Memory>(cpu: &mut Cpu, _: &Op) -> Outcome {
     let mut values = [W::low(0); 8];
     for (value, place) in values.iter_mut().rev().zip(0u32..) {
         let at = stack.wrapping_add(place * u32::low(W::BYTES));
-        *value = cpu.load::<W>(at.into())?;
+        let at = on_stack::<W>(cpu, at, false)?;
+        *value = cpu.load::<W>(at)?;
     }
     for (register, value) in (0u8..8).zip(values) {
         if register != slot::RSP {
@@ -113,7 +182,8 @@ fn popf(cpu: &mut Cpu, op: &Op) -> Outcome {
 
 fn leave(cpu: &mut Cpu, _: &Op) -> Outcome {
     let frame = cpu.get::<u32>(slot::RBP);
-    let value = cpu.load::<u32>(frame.into())?;
+    let at = on_stack::<u32>(cpu, frame, false)?;
+    let value = cpu.load::<u32>(at)?;
     cpu.set(slot::RSP, frame.wrapping_add(4));
     cpu.set(slot::RBP, value);
     Ok(Flow::Next)
@@ -190,13 +260,16 @@ mod repeat {
     pub const ALWAYS: u64 = 3;
 }
 
-fn source(cpu: &Cpu, op: &Op) -> u64 {
-    let address = cpu.get::<u32>(slot::RSI).zext();
-    u32::low(address.wrapping_add(cpu.get::<u64>(op.segment))).into()
+/// The source's segment register is the second operand.
+fn source<W: Memory>(cpu: &mut Cpu, op: &Op) -> Result<u64, Halt> {
+    let offset = cpu.get::<u32>(slot::RSI);
+    let at = reach(cpu, op.src.into(), offset, u32::low(W::BYTES), false)?;
+    Ok(u32::low(at.wrapping_add(cpu.get::<u64>(op.segment))).into())
 }
 
-fn destination(cpu: &Cpu) -> u64 {
-    cpu.get::<u32>(slot::RDI).into()
+fn destination<W: Memory>(cpu: &mut Cpu, writes: bool) -> Result<u64, Halt> {
+    let offset = cpu.get::<u32>(slot::RDI);
+    reach(cpu, ES, offset, u32::low(W::BYTES), writes)
 }
 
 fn advance<W: Memory>(cpu: &mut Cpu, register: u8) {
@@ -214,21 +287,27 @@ fn advance<W: Memory>(cpu: &mut Cpu, register: u8) {
 fn element<const KIND: char, W: super::alu::Integer>(cpu: &mut Cpu, op: &Op) -> Result<(), Halt> {
     match KIND {
         'm' => {
-            let value = cpu.load::<W>(source(cpu, op))?;
-            cpu.store(destination(cpu), value)?;
+            let (from, to) = (source::<W>(cpu, op)?, destination::<W>(cpu, true)?);
+            let value = cpu.load::<W>(from)?;
+            cpu.store(to, value)?;
         }
-        't' => cpu.store(destination(cpu), cpu.get::<W>(slot::RAX))?,
+        't' => {
+            let to = destination::<W>(cpu, true)?;
+            cpu.store(to, cpu.get::<W>(slot::RAX))?;
+        }
         'l' => {
-            let value = cpu.load::<W>(source(cpu, op))?;
+            let from = source::<W>(cpu, op)?;
+            let value = cpu.load::<W>(from)?;
             cpu.set(slot::RAX, value);
         }
         's' => {
-            let value = cpu.load::<W>(destination(cpu))?;
+            let at = destination::<W>(cpu, false)?;
+            let value = cpu.load::<W>(at)?;
             cpu.flags = cpu.get::<W>(slot::RAX).sub(value, cpu.flags).1;
         }
         _ => {
-            let a = cpu.load::<W>(source(cpu, op))?;
-            let b = cpu.load::<W>(destination(cpu))?;
+            let (a, b) = (source::<W>(cpu, op)?, destination::<W>(cpu, false)?);
+            let (a, b) = (cpu.load::<W>(a)?, cpu.load::<W>(b)?);
             cpu.flags = a.sub(b, cpu.flags).1;
         }
     }
@@ -279,6 +358,7 @@ fn choose_string(i: &Instruction, op: &mut Op) -> Option<Handler> {
     }
     if matches!(kind, 'm' | 'l' | 'c') {
         crate::interp::decode::segment(i, op)?;
+        op.src = u8::try_from(i.memory_segment().number()).ok()?;
     }
     let compares = matches!(kind, 's' | 'c');
     op.imm = match (i.has_rep_prefix(), i.has_repne_prefix()) {

@@ -3,6 +3,7 @@
 //!
 //! Law: flags that the manual leaves undefined are cleared.
 
+use super::{compat::reach, segment::SS};
 use crate::interp::{
     decode::{Choice, Shape},
     flags::Flags,
@@ -158,13 +159,15 @@ fn adjust_rpl<const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Outcome {
     Ok(Flow::Next)
 }
 
-/// `xlat`: the immediate is the slot of its segment's base.
+/// `xlat`: the immediate is the slot of its segment's base, the second operand the segment
+/// register.
 fn translate(cpu: &mut Cpu, op: &Op) -> Outcome {
     let offset = cpu
         .get::<u32>(slot::RBX)
         .wrapping_add(cpu.get::<u8>(slot::RAX).into());
-    let segment = op.imm.to_le_bytes()[0];
-    let address = u64::from(offset).wrapping_add(cpu.get::<u64>(segment));
+    let at = reach(cpu, op.src.into(), offset, 1, false)?;
+    let base = op.imm.to_le_bytes()[0];
+    let address = at.wrapping_add(cpu.get::<u64>(base));
     let value = cpu.load::<u8>(u32::low(address).into())?;
     cpu.set(slot::RAX, value);
     Ok(Flow::Next)
@@ -179,7 +182,8 @@ fn push_selector(cpu: &mut Cpu, op: &Op) -> Outcome {
         return cpu.halt(Stop::Unknown);
     };
     let stack = cpu.get::<u32>(slot::RSP).wrapping_sub(4);
-    cpu.store(stack.into(), selector)?;
+    let at = reach(cpu, SS, stack, 4, true)?;
+    cpu.store(at, selector)?;
     cpu.set(slot::RSP, stack);
     Ok(Flow::Next)
 }
@@ -222,6 +226,7 @@ pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Choice {
         Code::Arpl_rm16_r16 | Code::Arpl_r32m16_r32 => adjust_rpl::<false>,
         Code::Xlat_m8 if i.memory_base() == Register::EBX => {
             op.imm = op.segment.into();
+            op.src = u8::try_from(i.memory_segment().number()).ok()?;
             translate
         }
         Code::Les_r32_m1632 | Code::Lds_r32_m1632 => super::segment::for_descriptor_tables,

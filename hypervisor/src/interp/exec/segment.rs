@@ -5,6 +5,7 @@
 //! is null and the register holds it already, which changes nothing but the base.
 
 use super::stack::{FOR_ENGINE, POPPED};
+use crate::cpu::Segment;
 use crate::interp::{
     decode::Shape,
     host::{NULL_CLEARS_BASE, Word},
@@ -14,8 +15,9 @@ use crate::interp::{
 use iced_x86::{Code, Instruction, OpKind, Register};
 
 /// Indices into [`Model::selectors`](crate::interp::Model::selectors).
+pub(super) const ES: usize = 0;
 const CS: usize = 1;
-const SS: usize = 2;
+pub(super) const SS: usize = 2;
 const FS: usize = 4;
 const GS: usize = 5;
 /// Selectors of flat data segments and of the code segment, which can be read.
@@ -99,6 +101,7 @@ fn load_alone(cpu: &mut Cpu, op: &Op, value: u16) -> Outcome {
         _ => return cpu.fault(vector::GP, u32::from(value & !3)),
     }
     cpu.model.selectors[register] = Some(value);
+    cpu.segments[register] = if null { Segment::NONE } else { Segment::FLAT };
     match register {
         FS => cpu.set(slot::FS, 0u64),
         GS => cpu.set(slot::GS, 0u64),

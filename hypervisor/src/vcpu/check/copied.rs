@@ -65,8 +65,9 @@ impl CopiedPhys {
         self.lock().clear();
     }
 
-    /// A word that was changed here to something else than memory holds.
-    pub fn first_difference(&self) -> Option<String> {
+    /// A byte that was changed here to something else than memory holds, other than one
+    /// that somebody else writes at any time.
+    pub fn first_difference(&self, others: impl Fn(MachineAddr) -> bool) -> Option<String> {
         let frames = self.lock();
         frames
             .iter()
@@ -74,13 +75,19 @@ impl CopiedPhys {
             .find_map(|(mfn, frame)| {
                 // SAFETY: a live box; the interpreter is not running.
                 let now = &unsafe { frame.now.as_ref() }.0;
-                let words = now.chunks_exact(8).zip(frame.before.0.chunks_exact(8));
-                (0u64..).zip(words).find_map(|(index, (now, before))| {
-                    let at = MachineAddr((mfn << 12) + index * 8);
-                    let ours = u64::from_le_bytes(now.try_into().ok()?);
-                    let theirs = self.space.memory.load(at)?;
-                    (now != before && ours != theirs).then(|| {
-                        format!("frame {mfn:#x} offset {:#x}: {ours:#x} interpreted, {theirs:#x} on KVM", index * 8)
+                let bytes = now.iter().zip(&frame.before.0);
+                (0u64..).zip(bytes).find_map(|(offset, (now, before))| {
+                    if now == before {
+                        return None;
+                    }
+                    let at = MachineAddr((mfn << 12) + offset);
+                    let mut theirs = [0];
+                    self.space.memory.read(at, &mut theirs)?;
+                    (*now != theirs[0] && !others(at)).then(|| {
+                        format!(
+                            "frame {mfn:#x} offset {offset:#x}: {now:#x} interpreted, {:#x} on KVM",
+                            theirs[0]
+                        )
                     })
                 })
             })

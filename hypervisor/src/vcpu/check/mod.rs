@@ -7,8 +7,10 @@
 //!
 //! Law: KVM's result is the one that counts; the guest notices nothing but time.
 //! What the two may see differently (time, random numbers, the trap flag in a
-//! pushed word) ends a stretch before it is executed. A domain with several
-//! vCPUs is not checked: another one may change what is compared.
+//! pushed word, what only a descriptor table tells) ends a stretch before it is executed.
+//! Bytes that other threads of the hypervisor write at any time (events, grant tables) are
+//! not compared. A domain with several vCPUs is not checked: another one may change
+//! what is compared.
 
 mod copied;
 mod probe;
@@ -17,11 +19,13 @@ use super::{Crash, Vcpu};
 use crate::{
     cpu::{Context, Trap},
     engine::{EngineKind, Entry},
+    events::VCPU_INFO_BYTES,
     fpu::FpuState,
     interp::{Exit, GuestPhys, Interpreter},
+    memory::BASE_MFN,
 };
 use copied::CopiedPhys;
-use guest_abi::addr::Mfn;
+use guest_abi::addr::{MachineAddr, Mfn};
 use iced_x86::{Instruction, Mnemonic};
 use std::{
     fmt,
@@ -126,6 +130,11 @@ impl Checker {
                     | M::Popf
                     | M::Popfq
                     | M::Iretq
+                    | M::Lar
+                    | M::Lsl
+                    | M::Verr
+                    | M::Verw
+                    | M::Retf
                     | M::Int
                     | M::Int3
                     | M::Int1
@@ -134,9 +143,18 @@ impl Checker {
                     | M::Pop
             ) || next.mnemonic() == M::Pop && next.op0_register().is_gpr()
         }) && next.is_some_and(|next| {
-            !(0..next.op_count()).any(|n| next.op_register(n).is_segment_register())
+            !is_far(&next)
+                && !(0..next.op_count()).any(|n| next.op_register(n).is_segment_register())
         })
     }
+}
+
+/// Whether it is a far jump or call.
+fn is_far(instruction: &Instruction) -> bool {
+    instruction.is_jmp_far()
+        || instruction.is_jmp_far_indirect()
+        || instruction.is_call_far()
+        || instruction.is_call_far_indirect()
 }
 
 /// Flags that are compared: those of ring 3 but TF and RF.
@@ -296,15 +314,24 @@ impl Vcpu {
                 self.tell(checker, root, &context, &text);
             }
         }
-        if let Some(word) = checker.phys.first_difference() {
+        let info = self.info_bytes();
+        let others = |at: MachineAddr| at.0 < BASE_MFN.0 << 12 || info.contains(&at.0);
+        if let Some(byte) = checker.phys.first_difference(others) {
             self.tell(
                 checker,
                 root,
                 &context,
-                &format!("memory before here: {word}"),
+                &format!("memory before here: {byte}"),
             );
         }
         Ok(())
+    }
+
+    /// Where this vCPU's events are told of, by whatever thread.
+    fn info_bytes(&self) -> std::ops::Range<u64> {
+        let area = self.domain.delivery.area(self.shared.id);
+        let start = area.and_then(|area| area.with(|at| at.0)).unwrap_or(0);
+        start..start + VCPU_INFO_BYTES
     }
 
     fn tell(&self, checker: &mut Checker, root: Mfn, at: &Context, what: &str) {
