@@ -26,7 +26,7 @@ use guest_abi::errno::Errno;
 ///
 /// # Source
 /// - Xen: `public/xen.h`
-/// - Here: `interp/careful.rs`
+/// - Here: `vcpu/state.rs`, `interp/careful.rs`
 pub(super) fn set_debugreg(vcpu: &mut Vcpu, register: u32, value: u64) -> Outcome {
     vcpu.state.set_debug(register, value)?;
     OK
