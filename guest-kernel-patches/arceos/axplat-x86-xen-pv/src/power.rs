@@ -28,9 +28,8 @@ impl PowerIf for Power {
 
     /// The domain's vCPUs, as far as there is room for their data.
     fn cpu_num() -> usize {
-        let exists = |&vcpu: &usize| {
-            u32::try_from(vcpu).is_ok_and(|vcpu| smp::is_up(VcpuId(vcpu)).is_ok())
-        };
+        let exists =
+            |&vcpu: &usize| u32::try_from(vcpu).is_ok_and(|vcpu| smp::is_up(VcpuId(vcpu)).is_ok());
         (0..area::count()).take_while(exists).count()
     }
 }

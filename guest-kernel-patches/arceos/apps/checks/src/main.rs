@@ -222,7 +222,10 @@ fn on_one_of(cpu: usize, count: usize) {
     assert_eq!(this_cpu_id(), cpu);
     MET.fetch_add(1, Ordering::SeqCst);
     // Nobody gives way here: it ends only if all run.
-    within_seconds(|| MET.load(Ordering::SeqCst) == count, core::hint::spin_loop);
+    within_seconds(
+        || MET.load(Ordering::SeqCst) == count,
+        core::hint::spin_loop,
+    );
     let before = Instant::now();
     thread::sleep(Duration::from_millis(30));
     assert!(before.elapsed() >= Duration::from_millis(30));
@@ -232,7 +235,10 @@ fn on_one_of(cpu: usize, count: usize) {
     }
     if cpu == 0 {
         let others = (1 << count) - 2;
-        let target = IpiTarget::AllExceptCurrent { cpu_id: cpu, cpu_num: count };
+        let target = IpiTarget::AllExceptCurrent {
+            cpu_id: cpu,
+            cpu_num: count,
+        };
         send_ipi(IPI_IRQ, target);
         let all = || INTERRUPTED.load(Ordering::SeqCst) == others;
         within_seconds(all, thread::yield_now);
