@@ -14,7 +14,7 @@ pub const PASSWORD: &str = "domus-test";
 
 /// Rises when what `xm image create` makes changes, so that an old one is not
 /// used.
-const NAME: &str = "debian-2";
+const NAME: &str = "debian-3";
 
 /// The image: a raw one, to be cloned and never to be written to.
 ///

@@ -6,12 +6,18 @@
 //! it could get, and is destroyed; the granting one must get all its pages
 //! back. Then the granting domain ends first.
 //!
+//! And a stock kernel that is told to ask for version 2 of the table goes on with
+//! version 1, and uses its disk by it.
+//!
 //! **Limits.** Stock kernels map grants only as driver domains,
 //! which have no test here.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
-use domus_tests::harness::{Config, Installation, eventually, kvm_is_usable};
+use domus_tests::harness::{
+    Config, Guest, Installation, PATIENCE, Programs, Terminal, domains_can_run, eventually,
+    kvm_is_usable,
+};
 
 const LONG: Duration = Duration::from_secs(240);
 
@@ -74,5 +80,41 @@ fn a_granted_page_outlives_its_domain() {
         let list = domus.xm(&["list"]).output();
         (!list.contains("granter") && !list.contains("outlive")).then_some(())
     });
+    domus.assert_no_domain();
+}
+
+#[test]
+fn a_stock_kernel_that_asks_for_version_2_goes_on_with_1() {
+    if !domains_can_run() {
+        return;
+    }
+    let domus = Installation::new();
+    let image = domus.path("disk.img");
+    fs::write(&image, [b'g'; 1 << 20]).expect("room");
+    let mut config = Config::debian_with_drivers("asks");
+    config.more = "extra = \"console=hvc0 grant_table.version=2\"\n".into();
+    let config = config.line(&format!("disk = [ 'file:{},xvda,w' ]", image.display()));
+    let mut trace = None;
+    let mut guest = Guest::create_by(&domus, &config, |file| {
+        domus
+            .xm(&["create".as_ref(), "-p".as_ref(), file.as_os_str()])
+            .ok();
+        let mut command = domus.command(Programs::get().program("xm"));
+        command.args(["trace", "asks", "-e", "hypercalls"]);
+        let mut terminal = Terminal::start(command);
+        terminal.wait_for("Tracing domain", PATIENCE);
+        domus.xm(&["unpause", "asks"]).ok();
+        trace = Some(terminal);
+    });
+    let mut trace = trace.expect("started above");
+    trace.wait_for("grant_table_op.set_version(", LONG);
+    let rest = trace.wait_for("\n", PATIENCE);
+    assert!(rest.contains("ENOSYS"), "it did not ask for 2: {rest}");
+    drop(trace);
+    guest.wait_for("Grant tables using version 1 layout", LONG);
+    guest.wait_for_shell();
+    guest.run("until [ -b /dev/xvda ]; do sleep 1; done");
+    assert_eq!(guest.run("head -c 5 /dev/xvda"), "ggggg");
+    domus.xm(&["destroy", "asks"]).ok();
     domus.assert_no_domain();
 }

@@ -123,9 +123,11 @@ fn create_image(domus: &Installation) {
 
 fn live(domus: &Installation) {
     let config = Path::new(CONFIGS).join(format!("{NAME}.cfg"));
-    // Where traps are slow or the host is busy, 90 s are not enough for a unit.
-    let patient = "extra='systemd.default_timeout_start_sec=600 \
-                   systemd.default_device_timeout_sec=600'";
+    // On a busy host 90 s are not enough for a unit, nor for the device that the usual
+    // login waits for: Debian 12's systemd can't be told otherwise from outside. The
+    // login on /dev/console waits for none.
+    let patient = "extra='systemd.default_timeout_start_sec=600 systemd.getty_auto=no \
+                   systemd.wants=console-getty.service'";
     domus
         .xm(&["create", config.to_str().expect("ASCII"), patient])
         .ok();

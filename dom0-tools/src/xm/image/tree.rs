@@ -25,7 +25,7 @@ iface eth0 inet dhcp
 ";
 
 /// Where traps are slow, or the host has much to do, a start takes minutes.
-const PATIENCE: &str = "[Manager]\nDefaultTimeoutStartSec=10min\n";
+const PATIENCE: &str = "[Manager]\nDefaultTimeoutStartSec=10min\nDefaultDeviceTimeoutSec=10min\n";
 
 /// Run by the kernel's package with the version, and the image's path.
 const HOOK: &str = r#"#!/bin/sh
