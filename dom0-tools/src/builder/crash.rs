@@ -20,7 +20,7 @@ use zerocopy::FromBytes;
 
 use super::{
     image::KernelImage,
-    memory::{DomainMemory, MappedMemory, MemoryError},
+    memory::{DomainMemory, MemoryError, MemoryFile},
     symbols::Kind,
     tables::pte,
 };
@@ -82,7 +82,7 @@ pub fn crash_report_of(
         base_mfn,
         pages,
     } = client.map_memory(dom).map_err(failed)?;
-    let memory = MappedMemory::map(fd, base_mfn, pages)?;
+    let memory = MemoryFile::new(fd, base_mfn, pages)?;
     let stack = read_stack(&memory, &context);
     let report = crash_report(&context, image, &stack);
     Ok(format!("domain {}, vCPU {}:\n{report}", dom.0, vcpu.0))

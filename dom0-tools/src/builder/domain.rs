@@ -20,7 +20,7 @@ use super::{
     hypercall_page,
     image::KernelImage,
     layout::{Layout, LayoutError},
-    memory::{DomainMemory, MappedMemory, MemoryError, PhysMap},
+    memory::{DomainMemory, MemoryError, MemoryFile, PhysMap},
     ramdisk::Ramdisk,
 };
 
@@ -138,19 +138,19 @@ pub trait DomainControl {
 }
 
 impl DomainControl for Client {
-    type Memory = MappedMemory;
+    type Memory = MemoryFile;
 
     fn populate(&self, dom: DomId, first: Pfn, count: u64) -> Result<Vec<(Mfn, u64)>, ClientError> {
         self.populate_physmap(dom, first, count)
     }
 
-    fn map_memory(&self, dom: DomId) -> Result<MappedMemory, BuildError> {
+    fn map_memory(&self, dom: DomId) -> Result<MemoryFile, BuildError> {
         let Memory {
             fd,
             base_mfn,
             pages,
         } = Client::map_memory(self, dom).map_err(failed("map the memory", dom))?;
-        Ok(MappedMemory::map(fd, base_mfn, pages)?)
+        Ok(MemoryFile::new(fd, base_mfn, pages)?)
     }
 
     fn shared_info(&self, dom: DomId) -> Result<Mfn, ClientError> {

@@ -4,10 +4,10 @@
 //! checks each against the file before it reads; sums are checked here; nothing
 //! is allocated by a size that the file does not back with bytes.
 
-use std::ops::Range;
+use std::{fs::File, io, ops::Range, os::unix::fs::FileExt};
 
 use object::{
-    Endianness, ReadRef,
+    Endianness, ReadCache, ReadRef,
     elf::{self, FileHeader64},
     read::elf::{FileHeader, NoteIterator, ProgramHeader, SectionHeader, SectionTable},
 };
@@ -72,6 +72,61 @@ pub enum ElfError {
     TooLarge(u64),
 }
 
+/// Where an ELF file is read from: its headers piece by piece, its content at once.
+pub trait Source<'data>: ReadRef<'data> {
+    /// `len` bytes from `offset` on; `None` if the file does not have them.
+    fn content(self, offset: u64, len: u64) -> Option<Vec<u8>>;
+}
+
+impl<'data> Source<'data> for &'data [u8] {
+    fn content(self, offset: u64, len: u64) -> Option<Vec<u8>> {
+        self.read_bytes_at(offset, len).ok().map(<[u8]>::to_vec)
+    }
+}
+
+/// An ELF file on the disk, which may have gigabytes that are of no interest.
+pub struct ElfFile {
+    headers: ReadCache<File>,
+    file: File,
+}
+
+impl ElfFile {
+    /// Of an open file.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn new(file: File) -> io::Result<Self> {
+        let headers = ReadCache::new(file.try_clone()?);
+        Ok(Self { headers, file })
+    }
+}
+
+impl<'data> ReadRef<'data> for &'data ElfFile {
+    fn len(self) -> Result<u64, ()> {
+        self.headers.len()
+    }
+
+    fn read_bytes_at(self, offset: u64, size: u64) -> Result<&'data [u8], ()> {
+        self.headers.read_bytes_at(offset, size)
+    }
+
+    fn read_bytes_at_until(self, range: Range<u64>, delimiter: u8) -> Result<&'data [u8], ()> {
+        self.headers.read_bytes_at_until(range, delimiter)
+    }
+}
+
+impl<'data> Source<'data> for &'data ElfFile {
+    fn content(self, offset: u64, len: u64) -> Option<Vec<u8>> {
+        let size = self.file.metadata().ok()?.len();
+        if offset.checked_add(len).is_none_or(|end| end > size) {
+            return None;
+        }
+        let mut content = vec![0; usize::try_from(len).ok()?];
+        self.file.read_exact_at(&mut content, offset).ok()?;
+        Some(content)
+    }
+}
+
 /// A part of the kernel that goes to memory.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Segment {
@@ -121,7 +176,7 @@ impl ElfKernel {
     ///
     /// # Errors
     /// See [`ElfError`].
-    pub fn parse<'data, R: ReadRef<'data>>(data: R) -> Result<Self, ElfError> {
+    pub fn parse<'data, R: Source<'data>>(data: R) -> Result<Self, ElfError> {
         check_identity(data)?;
         let header = Header::parse(data).map_err(malformed)?;
         let endian = header.endian().map_err(malformed)?;
@@ -175,14 +230,14 @@ fn check_kind(header: &Header, endian: Endianness) -> Result<(), ElfError> {
     }
 }
 
-fn load_segments<'data, R: ReadRef<'data>>(
+fn load_segments<'data, R: Source<'data>>(
     header: &Header,
     endian: Endianness,
     data: R,
 ) -> Result<Vec<Segment>, ElfError> {
     let headers = header.program_headers(endian, data).map_err(malformed)?;
     let mut segments = Vec::new();
-    let mut content = 0u64;
+    let mut total = 0u64;
     for (index, program) in headers.iter().enumerate() {
         if program.p_type(endian) != elf::PT_LOAD || program.p_memsz(endian) == 0 {
             continue;
@@ -200,11 +255,12 @@ fn load_segments<'data, R: ReadRef<'data>>(
                 memsz,
             });
         }
-        content += filesz.min(MAX_CONTENT + 1);
-        if content > MAX_CONTENT {
-            return Err(ElfError::TooLarge(content));
+        total += filesz.min(MAX_CONTENT + 1);
+        if total > MAX_CONTENT {
+            return Err(ElfError::TooLarge(total));
         }
-        let bytes = program.data(endian, data).map_err(|()| {
+        let content = data.content(program.p_offset(endian), filesz);
+        let content = content.ok_or_else(|| {
             ElfError::Malformed(format!("segment {index} lies past the end of the file"))
         })?;
         segments.push(Segment {
@@ -212,7 +268,7 @@ fn load_segments<'data, R: ReadRef<'data>>(
             vaddr: program.p_vaddr(endian),
             memsz,
             flags: program.p_flags(endian).0,
-            data: bytes.to_vec(),
+            data: content,
         });
     }
     sorted(segments)

@@ -8,13 +8,12 @@ use std::{
     sync::OnceLock,
 };
 
-use object::ReadCache;
 use thiserror::Error;
 
 use super::{
     bzimage::{BzImage, BzImageError},
     decompress::{Compression, DecompressError},
-    elf::{ElfError, ElfKernel, Segment},
+    elf::{ElfError, ElfFile, ElfKernel, Segment},
     kallsyms,
     kept::{KeptKernels, Key},
     notes::{NotesError, XenNotes},
@@ -193,7 +192,7 @@ impl KernelImage {
         if ElfKernel::detect(&head) {
             // May be gigabytes of debug information: read what is needed.
             reading.tell(Progress::Parsing(size));
-            let elf = ElfKernel::parse(&ReadCache::new(file))?;
+            let elf = ElfKernel::parse(&ElfFile::new(file)?)?;
             return Self::assemble(path, Format::Elf, None, elf);
         }
         if size > MAX_UNPACKED as u64 {
@@ -419,7 +418,7 @@ impl Reading<'_> {
 
 /// A kept kernel; one that can't be read is unpacked anew.
 fn kept_elf(kept: &KeptKernels, key: &Key) -> Option<ElfKernel> {
-    ElfKernel::parse(&ReadCache::new(kept.find(key)?)).ok()
+    ElfKernel::parse(&ElfFile::new(kept.find(key)?).ok()?).ok()
 }
 
 fn head(bytes: &[u8]) -> Vec<u8> {

@@ -3,11 +3,14 @@
 //! Law: pseudo-physical frames are put to machine frames by [`PhysMap`] alone,
 //! in whatever order the hypervisor handed them out. Fresh frames are zero.
 
-use std::{fs::File, num::TryFromIntError, os::fd::OwnedFd};
+use std::{
+    fs::File,
+    io,
+    os::{fd::OwnedFd, unix::fs::FileExt},
+};
 
 use guest_abi::addr::{MachineAddr, Mfn, PAGE_SHIFT, PAGE_SIZE, Pfn};
 use thiserror::Error;
-use vm_memory::{Bytes, FileOffset, MmapRegion, VolatileMemory};
 
 /// Why bytes did not reach a domain's memory.
 #[derive(Debug, Error)]
@@ -36,21 +39,31 @@ pub enum MemoryError {
         /// How many.
         len: u64,
     },
-    /// Mapping the memory failed.
-    #[error("can't map {pages} pages of the domain's memory: {source}")]
-    Map {
+    /// The memory file is not what it should be.
+    #[error("can't use {pages} pages of the domain's memory: {source}")]
+    File {
         /// Its size.
         pages: u64,
         /// What the system said.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        source: io::Error,
     },
-    /// A machine address outside the mapping.
-    #[error("{at:?} to +{len:#x} lies outside the mapped memory")]
+    /// A machine address outside the memory.
+    #[error("{at:?} to +{len:#x} lies outside the domain's memory")]
     OutOfRange {
         /// The first byte.
         at: MachineAddr,
         /// How many.
         len: usize,
+    },
+    /// The host has no more memory, for example.
+    #[error("can't copy {len} bytes at {at:?} of the domain's memory: {source}")]
+    Copy {
+        /// The first byte.
+        at: MachineAddr,
+        /// How many.
+        len: usize,
+        /// What the system said.
+        source: io::Error,
     },
 }
 
@@ -178,66 +191,62 @@ impl PhysMap {
     }
 }
 
-/// A domain's memory file, mapped into this process.
+/// A domain's memory file.
+///
+/// It is read and written as a file: a mapping would cost a fault for each page
+/// that a build touches once.
 #[derive(Debug)]
-pub struct MappedMemory {
-    region: MmapRegion,
+pub struct MemoryFile {
+    file: File,
     base: MachineAddr,
+    bytes: u64,
 }
 
-impl MappedMemory {
-    /// Maps all of the memory file `fd`, whose byte 0 belongs to `base_mfn`.
+impl MemoryFile {
+    /// The memory file `fd`, whose byte 0 belongs to `base_mfn`.
     ///
     /// # Errors
-    /// [`MemoryError::Map`].
-    pub fn map(fd: OwnedFd, base_mfn: Mfn, pages: u64) -> Result<Self, MemoryError> {
-        let failed = |source| MemoryError::Map { pages, source };
+    /// [`MemoryError::File`].
+    pub fn new(fd: OwnedFd, base_mfn: Mfn, pages: u64) -> Result<Self, MemoryError> {
+        let failed = |source| MemoryError::File { pages, source };
         let bytes = pages.saturating_mul(PAGE_SIZE);
-        let bytes =
-            usize::try_from(bytes).map_err(|error: TryFromIntError| failed(error.into()))?;
         let base = base_mfn.addr().ok_or(MemoryError::Extent {
             first: base_mfn,
             count: pages,
         })?;
         let file = File::from(fd);
-        let len = file.metadata().map_err(|error| failed(error.into()))?.len();
-        if len < bytes as u64 {
-            // A write past the end would kill this process.
-            return Err(failed(format!("the file has only {len} bytes").into()));
+        let len = file.metadata().map_err(failed)?.len();
+        if len < bytes {
+            let short = format!("the file has only {len} bytes");
+            return Err(failed(io::Error::other(short)));
         }
-        let region = MmapRegion::from_file(FileOffset::new(file, 0), bytes)
-            .map_err(|error| failed(error.into()))?;
-        Ok(Self { region, base })
+        Ok(Self { file, base, bytes })
     }
-}
 
-impl MappedMemory {
-    /// Where `len` bytes at `at` lie in the mapping. The end is checked by
-    /// whoever uses it.
-    fn offset(&self, at: MachineAddr, len: usize) -> Result<usize, MemoryError> {
+    /// Where `len` bytes at `at` lie in the file.
+    fn offset(&self, at: MachineAddr, len: usize) -> Result<u64, MemoryError> {
         at.checked_offset_from(self.base)
-            .and_then(|offset| usize::try_from(offset).ok())
+            .filter(|offset| {
+                let end = offset.checked_add(len as u64);
+                end.is_some_and(|end| end <= self.bytes)
+            })
             .ok_or(MemoryError::OutOfRange { at, len })
     }
 }
 
-impl DomainMemory for MappedMemory {
+impl DomainMemory for MemoryFile {
     fn write(&mut self, at: MachineAddr, bytes: &[u8]) -> Result<(), MemoryError> {
         let len = bytes.len();
         let offset = self.offset(at, len)?;
-        let slice = self.region.as_volatile_slice();
-        slice
-            .write_slice(bytes, offset)
-            .map_err(|_| MemoryError::OutOfRange { at, len })
+        let written = self.file.write_all_at(bytes, offset);
+        written.map_err(|source| MemoryError::Copy { at, len, source })
     }
 
     fn read(&self, at: MachineAddr, buf: &mut [u8]) -> Result<(), MemoryError> {
         let len = buf.len();
         let offset = self.offset(at, len)?;
-        let slice = self.region.as_volatile_slice();
-        slice
-            .read_slice(buf, offset)
-            .map_err(|_| MemoryError::OutOfRange { at, len })
+        let read = self.file.read_exact_at(buf, offset);
+        read.map_err(|source| MemoryError::Copy { at, len, source })
     }
 }
 
@@ -258,14 +267,14 @@ mod tests {
         file
     }
 
-    fn mapped(file: &File, pages: u64) -> Result<MappedMemory, MemoryError> {
-        MappedMemory::map(file.as_fd().try_clone_to_owned().unwrap(), BASE, pages)
+    fn memory_of(file: &File, pages: u64) -> Result<MemoryFile, MemoryError> {
+        MemoryFile::new(file.as_fd().try_clone_to_owned().unwrap(), BASE, pages)
     }
 
     #[test]
     fn what_is_written_by_pfn_lands_at_its_machine_frame_of_the_file() {
         let mut file = file(4);
-        let mut memory = mapped(&file, 4).unwrap();
+        let mut memory = memory_of(&file, 4).unwrap();
         let extents = [(Mfn(0x1002), 2), (Mfn(0x1001), 1), (Mfn(0x1000), 1)];
         let frames = PhysMap::new(extents, 4).unwrap();
         let bytes: Vec<u8> = (0..=250).cycle().take(3 * 4096).collect();
@@ -298,7 +307,7 @@ mod tests {
     #[test]
     fn writes_outside_the_domain_or_the_file_are_refused() {
         let file = file(2);
-        let mut memory = mapped(&file, 2).unwrap();
+        let mut memory = memory_of(&file, 2).unwrap();
         let frames = PhysMap::new([(Mfn(0x1000), 2)], 2).unwrap();
         assert!(frames.write(&mut memory, 2 * 4096 - 1, &[0; 2]).is_err());
         assert!(frames.write(&mut memory, u64::MAX - 1, &[0; 1]).is_err());
@@ -309,10 +318,10 @@ mod tests {
     }
 
     #[test]
-    fn a_file_shorter_than_it_claims_is_not_mapped() {
+    fn a_file_shorter_than_it_claims_is_refused() {
         assert!(matches!(
-            mapped(&file(2), 3),
-            Err(MemoryError::Map { pages: 3, .. })
+            memory_of(&file(2), 3),
+            Err(MemoryError::File { pages: 3, .. })
         ));
     }
 
