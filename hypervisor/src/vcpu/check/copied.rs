@@ -7,6 +7,7 @@ use crate::{
 use guest_abi::addr::{MachineAddr, Mfn};
 use std::{
     collections::{HashMap, hash_map::Entry},
+    ops::Range,
     ptr::NonNull,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -63,6 +64,25 @@ impl CopiedPhys {
     /// Forgets all copies. The interpreter has no translations any more.
     pub fn reset(&self) {
         self.lock().clear();
+    }
+
+    /// Whether these bytes of a frame, if it was copied, are those of memory.
+    pub fn agrees(&self, bytes: &Range<u64>) -> bool {
+        let frames = self.lock();
+        let Some(frame) = frames.get(&(bytes.start >> 12)) else {
+            return true;
+        };
+        // SAFETY: a live box; the interpreter is not running.
+        let now = &unsafe { frame.now.as_ref() }.0;
+        bytes.clone().all(|at| {
+            let mut theirs = [0];
+            let ours = usize::try_from(at & 0xfff).ok().and_then(|n| now.get(n));
+            self.space
+                .memory
+                .read(MachineAddr(at), &mut theirs)
+                .is_none()
+                || ours == theirs.first()
+        })
     }
 
     /// A byte that was changed here to something else than memory holds, other than one
