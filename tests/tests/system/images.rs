@@ -97,7 +97,6 @@ fn a_debian_boots_the_kernel_of_its_own_disk() {
 }
 
 #[test]
-#[ignore = "it starts a Debian twice more: cargo test -p domus-tests --test system -- --ignored network"]
 fn a_debian_boots_the_kernel_of_its_own_disk_and_is_on_the_network() {
     if !can_run() || !can_be_reached() {
         return;

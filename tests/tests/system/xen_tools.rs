@@ -34,7 +34,6 @@ const IMAGES: &str = "xen-tools";
 const CONFIGS: &str = "/etc/xen";
 
 #[test]
-#[ignore = "debootstrap takes minutes: cargo test -p domus-tests --test system -- --ignored xen_create"]
 fn a_machine_by_xen_create_image() {
     if !domains_can_run() || !is_installed("xen-create-image", "xen-tools") {
         return;

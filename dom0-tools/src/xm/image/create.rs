@@ -135,10 +135,11 @@ impl Create {
             ssh_key: ssh_key.as_deref(),
             kernel: &self.kernel,
         };
-        tree::furnish(&tree.root, &machine)?;
+        let removed = tree::furnish(&tree.root, &machine)?;
         job.go_on()?;
         let raw = shop.path("raw");
         filesystem::make_ext4(&tree, &raw, self.size, job)?;
+        drop(removed);
         let finished = match format {
             Format::Qcow2 => {
                 progress.step("Writing the qcow2 image");

@@ -2,8 +2,10 @@
 //! logins, and entries for the boot loader.
 
 use std::{
-    fs, io,
-    os::unix::fs::{PermissionsExt, symlink},
+    cell::RefCell,
+    fs::{self, File},
+    io,
+    os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink},
     path::{Path, PathBuf},
 };
 
@@ -84,12 +86,18 @@ pub struct Machine<'a> {
     pub kernel: &'a str,
 }
 
+/// Files that were removed from a tree. As long as they are held no new file has
+/// their numbers: fakeroot goes by these, and would take it for the old one.
+#[derive(Debug, Default)]
+#[must_use = "hold it until the image is made"]
+pub struct Removed(RefCell<Vec<File>>);
+
 /// Makes a tree a machine.
 ///
 /// # Errors
 /// The file system's; the kernel is not one for a PV domain.
-pub fn furnish(root: &Path, machine: &Machine<'_>) -> Result<(), ImageCommandError> {
-    let tree = Files { root };
+pub fn furnish(root: &Path, machine: &Machine<'_>) -> Result<Removed, ImageCommandError> {
+    let tree = Files::new(root);
     tree.write("etc/hostname", &format!("{}\n", machine.hostname))?;
     tree.write("etc/hosts", &hosts(machine.hostname))?;
     tree.write(
@@ -122,7 +130,8 @@ pub fn furnish(root: &Path, machine: &Machine<'_>) -> Result<(), ImageCommandErr
         tree.write(&path, HOOK)?;
         tree.make_executable(&path)?;
     }
-    kernels(&tree, machine)
+    kernels(&tree, machine)?;
+    Ok(tree.removed)
 }
 
 fn hosts(name: &str) -> String {
@@ -196,9 +205,15 @@ fn entry(version: &str, has_initrd: bool) -> String {
 /// the last part of a path.
 struct Files<'a> {
     root: &'a Path,
+    removed: Removed,
 }
 
-impl Files<'_> {
+impl<'a> Files<'a> {
+    fn new(root: &'a Path) -> Self {
+        let removed = Removed::default();
+        Self { root, removed }
+    }
+
     fn path(&self, path: &str) -> PathBuf {
         self.root.join(path)
     }
@@ -213,7 +228,7 @@ impl Files<'_> {
         let path = self.path(path);
         self.make_parent(&path)?;
         if path.is_symlink() {
-            fs::remove_file(&path).map_err(at(&path))?;
+            self.bury(&path).map_err(at(&path))?;
         }
         fs::write(&path, text).map_err(at(&path))
     }
@@ -225,10 +240,19 @@ impl Files<'_> {
 
     fn remove(&self, path: &str) -> Result<(), ImageCommandError> {
         let path = self.path(path);
-        match fs::remove_file(&path) {
+        match self.bury(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(at(&path)(error)),
             _ => Ok(()),
         }
+    }
+
+    /// Removes a file, or a link, and keeps its number.
+    fn bury(&self, path: &Path) -> io::Result<()> {
+        let mut options = File::options();
+        let options = options.read(true);
+        let file = options.custom_flags(libc::O_PATH | libc::O_NOFOLLOW);
+        self.removed.0.borrow_mut().push(file.open(path)?);
+        fs::remove_file(path)
     }
 
     fn read(&self, path: &str) -> Result<String, ImageCommandError> {
@@ -258,7 +282,34 @@ impl Files<'_> {
 #[cfg(test)]
 mod tests {
 
+    use std::os::unix::fs::MetadataExt;
+
     use super::*;
+
+    /// On ext4 a new file mostly has the number that was given back last.
+    #[test]
+    fn a_removed_links_number_is_not_used_again() {
+        let dir = tempfile::TempDir::new().expect("a directory");
+        let tree = Files::new(dir.path());
+        let number = |name: &str| {
+            let file = fs::symlink_metadata(tree.path(name)).expect("it is there");
+            file.ino()
+        };
+        let mut old = Vec::new();
+        for n in 0..20 {
+            let (link, file) = (format!("etc/link{n}"), format!("etc/file{n}"));
+            tree.make_parent(&tree.path(&link)).expect("room");
+            symlink("/nowhere", tree.path(&link)).expect("a link");
+            old.push(number(&link));
+            match n % 2 {
+                0 => tree.remove(&link).expect("ours"),
+                _ => tree.write(&link, "a file now").expect("ours"),
+            }
+            tree.write(&file, "new").expect("room");
+            assert!(!old.contains(&number(&file)), "{n}");
+        }
+        tree.remove("etc/nothing").expect("none is no error");
+    }
 
     /// The hook's text and the entry that is written here are one.
     #[test]
