@@ -41,7 +41,7 @@ const BOOT_PATIENCE: Duration = Duration::from_secs(300);
 /// MiB of a small domain.
 const SMALL: u64 = 4;
 /// A loop of the shell: no system call, no page fault.
-const LOOP: &str = "i=0; while [ $i -lt 400000 ]; do i=$((i+1)); done";
+const LOOP: &str = "i=0; while [ $i -lt 2000000 ]; do i=$((i+1)); done";
 
 fn main() -> ExitCode {
     // `cargo test --benches` only wants to know that this can be started.
