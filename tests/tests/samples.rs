@@ -141,7 +141,7 @@ fn scripts_parse_and_name_files_that_are_there() {
         ];
         for word in block.text.split_whitespace() {
             let mine = ours.iter().any(|start| word.starts_with(start));
-            let made = word.contains("/target/") || word.contains('*');
+            let made = format!("{word}/").contains("/target/") || word.contains('*');
             if mine && !made && !root.join(word).exists() {
                 wrong.push(format!("{}: there is no {word}", block.place));
             }

@@ -64,8 +64,8 @@ const MOST_OF_A_FRAME: usize = 256;
 /// Page-table words that an engine has to write again from inside the VM,
 /// before the guest runs on.
 ///
-/// Law: a word's value is taken from memory when the queue is carried out, so
-/// the order of entries does not matter and a repeated word is written once.
+/// Law: what is written is what memory holds at that moment, in one locked step. So the
+/// order of entries does not matter, and nobody's change of a word is lost.
 #[derive(Debug, Default)]
 pub struct TableWrites {
     words: Vec<TableWrite>,

@@ -56,9 +56,9 @@ pub const STUB_BYTES: usize = 16;
 /// Offset of the entry routine in the stub page.
 pub const ENTRY_OFFSET: usize = 0x800;
 /// Page-table writes that one entry can carry.
-pub const ENTRY_WRITES: usize = 512;
+pub const ENTRY_WRITES: usize = 320;
 /// Bytes of one unrolled write of the entry routine.
-pub const ENTRY_WRITE_BYTES: u64 = 3;
+pub const ENTRY_WRITE_BYTES: u64 = 6;
 /// Where the entry routine ends: what follows restores rdi and returns.
 pub const ENTRY_END: u64 = STUBS + ENTRY_OFFSET as u64 + ENTRY_WRITES as u64 * ENTRY_WRITE_BYTES;
 

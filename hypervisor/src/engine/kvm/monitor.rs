@@ -53,7 +53,7 @@ fn write_stubs(memory: &MachineMemory) -> Option<()> {
     }
     let mut code = Vec::new();
     for _ in 0..at::ENTRY_WRITES {
-        code.extend([0x5f, 0x8f, 0x07]); // pop %rdi; popq (%rdi)
+        code.extend([0x5f, 0xf0, 0x48, 0x83, 0x0f, 0x00]); // pop %rdi; lock orq $0, (%rdi)
     }
     code.extend([0x5f, 0x48, 0xcf]); // pop %rdi; iretq
     let start = at::ENTRY_OFFSET;

@@ -367,20 +367,18 @@ impl KvmVcpu {
         self.fd.set_sync_dirty_reg(SyncReg::SystemRegister);
     }
 
-    /// Writes the list that the entry routine pops: address and value of each
-    /// word, rdi, and the frame for `iretq`. Returns rip and rsp to start with.
+    /// Writes the list that the entry routine pops: the address of each word, rdi,
+    /// and the frame for `iretq`. Returns rip and rsp to start with.
     fn write_entry_list(
         &self,
         writes: &[TableWrite],
         rdi: u64,
         frame: [u64; 5],
     ) -> Result<(u64, u64), EngineError> {
-        let mut list = Vec::with_capacity(writes.len() * 2 + 6);
+        let mut list = Vec::with_capacity(writes.len() + 6);
         for write in writes {
-            let (addr, value) = self
-                .inside_write(*write)
-                .ok_or(EngineError::Layout("table write outside memory"))?;
-            list.extend([addr, value]);
+            let address = self.inside_address(*write);
+            list.push(address.ok_or(EngineError::Layout("table write outside memory"))?);
         }
         list.push(rdi);
         list.extend(frame);
@@ -397,19 +395,17 @@ impl KvmVcpu {
         Ok((rip, self.area.virt(2)))
     }
 
-    /// The alias address and the value of a word, as memory has it now. A
-    /// frame to be forgotten is written one byte off: only a misaligned write
-    /// makes KVM drop its shadow.
-    fn inside_write(&self, write: TableWrite) -> Option<(u64, u64)> {
+    /// The alias address of a word that there is. A frame to be forgotten is written
+    /// one byte off: only a misaligned write makes KVM drop its shadow.
+    fn inside_address(&self, write: TableWrite) -> Option<u64> {
         let base = write.addr.0 & !7;
         let addr = if write.forget_frame {
             base & !0xfff | 1
         } else {
             base
         };
-        let mut value = [0; 8];
-        self.memory.read(MachineAddr(addr), &mut value)?;
-        Some((at::ALIAS + addr, u64::from_le_bytes(value)))
+        self.memory.slice(MachineAddr(addr), 8)?;
+        Some(at::ALIAS + addr)
     }
 
     /// Carries the queued words out without going on into ring 3.
