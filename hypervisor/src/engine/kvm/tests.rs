@@ -9,7 +9,13 @@ use crate::{
 };
 use guest_abi::addr::{GuestVirt, MachineAddr, Mfn};
 use kvm_ioctls::Kvm;
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Instant,
+};
 
 const PRESENT_WRITE_USER: u64 = 7;
 const CODE: u64 = 0x40_0000;
@@ -249,6 +255,37 @@ fn a_table_that_changed_as_a_whole_is_forgotten_by_one_write() {
         assert_eq!(guest.context.gpr[reg::RAX], page);
         assert_eq!(guest.vcpu.counts().table_writes, before + 1);
     }
+}
+
+/// Words 0 and 1 of a frame are repeated, or the frame is forgotten, while another
+/// thread counts in them.
+#[test]
+fn a_repeated_word_undoes_no_change_that_comes_in_between() {
+    let mut guest = TinyGuest::new(&[0x0f, 0x05, 0xeb, 0xfc]); // syscall; jmp -4
+    let (memory, stop) = (Arc::clone(&guest.memory), Arc::new(AtomicBool::new(false)));
+    let ended = Arc::clone(&stop);
+    let counter = std::thread::spawn(move || {
+        let mut count = 0u64;
+        while !ended.load(Ordering::Relaxed) {
+            for index in [0, 1] {
+                let add = |word: &AtomicU64| word.fetch_add(1 << 8, Ordering::SeqCst);
+                memory.atomic(word(10, index), add).unwrap();
+            }
+            count += 1 << 8;
+        }
+        count
+    });
+    for round in 0..1500 {
+        guest.writes.push(TableWrite {
+            addr: word(10, round % 2),
+            forget_frame: round % 3 == 0,
+        });
+        assert_eq!(guest.run(), Trap::Syscall);
+    }
+    stop.store(true, Ordering::Relaxed);
+    let count = counter.join().unwrap();
+    let seen = [0, 1].map(|index| guest.memory.load(word(10, index)).unwrap());
+    assert_eq!(seen, [count; 2]);
 }
 
 #[test]
