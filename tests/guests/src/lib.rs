@@ -101,6 +101,21 @@ impl Report {
 
     /// The verdict, and the end of the domain.
     pub fn end(self) -> ! {
+        self.tell();
+        sched::shutdown(SHUTDOWN_POWEROFF)
+    }
+
+    /// The verdict; the domain stays until it is destroyed from outside, so that what
+    /// serves it can be looked at.
+    pub fn end_and_stay(self) -> ! {
+        self.tell();
+        loop {
+            // No port, and a time that never comes.
+            let _ = sched::poll(&[], 0);
+        }
+    }
+
+    fn tell(self) {
         let Self {
             name,
             checks,
@@ -111,7 +126,6 @@ impl Report {
             0 => kprintln!("DOMUS-TEST: SUCCESS {name} {checks} checks"),
             _ => kprintln!("DOMUS-TEST: FAILURE {name} {failed} of {checks} checks failed"),
         }
-        sched::shutdown(SHUTDOWN_POWEROFF)
     }
 
     /// The test can't run here.

@@ -136,8 +136,7 @@ fn attack(domus: &Installation) {
     fs::write(&disk, vec![DISK; BYTES]).expect("room for an image");
     let config = Config::test_kernel(NAME)
         .line(&format!("disk = [ 'file:{},xvda,w' ]", disk.display()))
-        .line("vif = [ 'bridge=br0' ]")
-        .line("on_poweroff = 'preserve'");
+        .line("vif = [ 'bridge=br0' ]");
     let file = config.write(domus);
     domus.xm(&["create".as_ref(), file.as_os_str()]).ok();
     let processes = eventually("the back ends", PATIENCE, || processes(domus));

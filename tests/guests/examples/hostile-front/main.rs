@@ -68,7 +68,8 @@ fn main(boot: &'static Boot) -> ! {
         any::connections(&mut world, front, &mut report);
         any::states(&mut world, front, &mut report);
     }
-    report.end()
+    // Its back ends would end with it.
+    report.end_and_stay()
 }
 
 fn page() -> Page {
