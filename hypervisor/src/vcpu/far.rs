@@ -134,7 +134,7 @@ impl Vcpu {
         let Some(at) = self.memory_operand(insn, 0) else {
             return Err(protection(0));
         };
-        Ok((self.word(at + bytes, 2)?, self.word(at, bytes)?))
+        Ok((self.word(at.wrapping_add(bytes), 2)?, self.word(at, bytes)?))
     }
 
     /// The segment that a selector names, if ring 3 may run in it.
