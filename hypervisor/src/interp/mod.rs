@@ -31,6 +31,7 @@ mod compiled;
 mod decode;
 mod describe;
 mod exec;
+mod far;
 mod flags;
 mod host;
 mod op;
@@ -43,6 +44,7 @@ mod vector;
 mod walk;
 
 pub use careful::Breakpoints;
+pub use far::{Far, FarKind, POPPED};
 pub use host::FramePtr;
 pub use phys::{Frame, FrameUse, GuestPhys};
 pub use state::{Cpuid, Model};

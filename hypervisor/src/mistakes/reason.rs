@@ -10,7 +10,11 @@ use crate::{
     grants::GrantError,
     paging::{FrameType, Refusal},
 };
-use std::{cell::RefCell, fmt};
+use std::{
+    cell::RefCell,
+    fmt,
+    mem::{Discriminant, discriminant},
+};
 
 thread_local! {
     static LAST: RefCell<Option<Reason>> = const { RefCell::new(None) };
@@ -48,7 +52,28 @@ impl fmt::Display for Reason {
     }
 }
 
+/// Which cause it is, whatever the numbers in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A rule of direct paging.
+    Paging(Discriminant<Refusal>),
+    /// Of event channels.
+    Event(Discriminant<EventError>),
+    /// Of grants.
+    Grant(Discriminant<GrantError>),
+}
+
 impl Reason {
+    /// Which cause it is.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        match self {
+            Self::Paging(refusal) => Kind::Paging(discriminant(refusal)),
+            Self::Event(error) => Kind::Event(discriminant(error)),
+            Self::Grant(error) => Kind::Grant(discriminant(error)),
+        }
+    }
+
     /// What the kernel's author should do. `None` where nothing was wrong with
     /// the request: it came at a bad time.
     #[must_use]

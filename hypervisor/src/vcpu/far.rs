@@ -12,9 +12,10 @@ use crate::{
     cpu::{Compat, reg},
     guest_access::GuestAccess,
     hypercall::code_segment,
+    interp::{Far, FarKind, POPPED},
 };
 use guest_abi::addr::GuestVirt;
-use iced_x86::{Code, Decoder, DecoderOptions, Instruction};
+use iced_x86::{Decoder, DecoderOptions, Instruction, OpKind};
 
 /// CS and SS of 64-bit code.
 const LONG_MODE: (u16, u16) = (0x33, 0x2b);
@@ -23,50 +24,12 @@ const PAGE_FAULT: u8 = 14;
 /// Error code bits of a page fault.
 const WRITE: u32 = 2;
 const USER: u32 = 4;
-/// Flags that an `iret` in ring 3 can change: as `popf`.
-const POPPED: u64 = 0x24_4dd5;
-
-/// What a far branch does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// To an address in the instruction, or in memory.
-    Jump,
-    Call,
-    /// Pops the address, and so many bytes more.
-    Return(u64),
-    /// Pops the flags, too; in 64-bit code, also the stack pointer.
-    InterruptReturn,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Far {
-    kind: Kind,
-    /// Bytes of an address or a stack word.
-    bytes: u64,
-}
 
 /// The exception that a branch ends in.
 struct Fault {
     vector: u8,
     error: u32,
     cr2: GuestVirt,
-}
-
-fn far(insn: &Instruction) -> Option<Far> {
-    let (kind, bytes) = match insn.code() {
-        Code::Jmp_ptr1632 | Code::Jmp_m1632 => (Kind::Jump, 4),
-        Code::Jmp_m1664 => (Kind::Jump, 8),
-        Code::Call_ptr1632 | Code::Call_m1632 => (Kind::Call, 4),
-        Code::Call_m1664 => (Kind::Call, 8),
-        Code::Retfd => (Kind::Return(0), 4),
-        Code::Retfq => (Kind::Return(0), 8),
-        Code::Retfd_imm16 => (Kind::Return(insn.immediate16().into()), 4),
-        Code::Retfq_imm16 => (Kind::Return(insn.immediate16().into()), 8),
-        Code::Iretd => (Kind::InterruptReturn, 4),
-        Code::Iretq => (Kind::InterruptReturn, 8),
-        _ => return None,
-    };
-    Some(Far { kind, bytes })
 }
 
 impl Vcpu {
@@ -80,12 +43,12 @@ impl Vcpu {
         };
         let rip = self.state.context.rip;
         let insn = Decoder::with_ip(bits, code, rip, DecoderOptions::NONE).decode();
-        let far = far(&insn)?;
+        let far = Far::of(&insn)?;
         let done = match far.kind {
-            Kind::Jump => self.far_jump(&insn, far.bytes),
-            Kind::Call => self.far_call(&insn, far.bytes),
-            Kind::Return(more) => self.far_return(far.bytes, more),
-            Kind::InterruptReturn => self.interrupt_return(far.bytes),
+            FarKind::Jump => self.far_jump(&insn, far.bytes),
+            FarKind::Call => self.far_call(&insn, far.bytes),
+            FarKind::Return(more) => self.far_return(far.bytes, more),
+            FarKind::InterruptReturn => self.interrupt_return(far.bytes),
         };
         Some(match done {
             Ok(()) => Ok(()),
@@ -125,11 +88,11 @@ impl Vcpu {
 
     /// Where a jump or a call goes: selector and offset.
     fn target(&self, insn: &Instruction, bytes: u64) -> Result<(u64, u64), Fault> {
-        if matches!(insn.code(), Code::Jmp_ptr1632 | Code::Call_ptr1632) {
-            return Ok((
-                insn.far_branch_selector().into(),
-                insn.far_branch32().into(),
-            ));
+        let selector = || insn.far_branch_selector().into();
+        match insn.op0_kind() {
+            OpKind::FarBranch16 => return Ok((selector(), insn.far_branch16().into())),
+            OpKind::FarBranch32 => return Ok((selector(), insn.far_branch32().into())),
+            _ => {}
         }
         let Some(at) = self.memory_operand(insn, 0) else {
             return Err(protection(0));
@@ -217,7 +180,9 @@ impl Vcpu {
         self.go(segment, offset)?;
         let context = &mut self.state.context;
         context.gpr[reg::RSP] = above;
-        context.rflags = context.rflags & !POPPED | flags & POPPED;
+        // A word of 16 bits has no more flags than that.
+        let popped = if bytes == 2 { POPPED & 0xffff } else { POPPED };
+        context.rflags = context.rflags & !popped | flags & popped;
         Ok(())
     }
 }
@@ -227,28 +192,5 @@ fn protection(error: u32) -> Fault {
         vector: GENERAL_PROTECTION,
         error,
         cr2: GuestVirt(0),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn decoded(bits: u32, code: &[u8]) -> Option<Far> {
-        far(&Decoder::new(bits, code, DecoderOptions::NONE).decode())
-    }
-
-    #[test]
-    fn far_branches_are_known() {
-        let kind = |bits, code: &[u8]| decoded(bits, code).map(|far| (far.kind, far.bytes));
-        let jump = [0xea, 0, 0, 0, 0, 0x33, 0];
-        assert_eq!(kind(32, &jump), Some((Kind::Jump, 4)));
-        assert_eq!(kind(64, &jump), None);
-        assert_eq!(kind(64, &[0x48, 0xcb]), Some((Kind::Return(0), 8)));
-        assert_eq!(kind(64, &[0xca, 8, 0]), Some((Kind::Return(8), 4)));
-        assert_eq!(kind(64, &[0x48, 0xff, 0x2f]), Some((Kind::Jump, 8)));
-        assert_eq!(kind(64, &[0xff, 0x1f]), Some((Kind::Call, 4)));
-        assert_eq!(kind(32, &[0xcf]), Some((Kind::InterruptReturn, 4)));
-        assert_eq!(kind(64, &[0xc3]), None);
     }
 }

@@ -18,7 +18,10 @@ use guest_abi::{
     errno::Errno,
     xen::{HYPERVISOR_VM_ASSIST, hypercall_name},
 };
-use std::time::{Duration, Instant};
+use std::{
+    hash::Hash,
+    time::{Duration, Instant},
+};
 
 /// As often the same fault at the same place is taken for a loop.
 const LOOP: u32 = 4096;
@@ -124,9 +127,13 @@ impl Vcpu {
         }
         self.blame.repeated = self.blame.repeated.saturating_add(1);
         if self.blame.repeated == LOOP {
-            let what = format!("{} came {LOOP} times on end", self.cause_text());
+            let vector = match self.blame.cause {
+                Cause::Exception { vector, .. } => Some(vector),
+                _ => None,
+            };
             self.tell_once(
-                &what,
+                ("loop", vector),
+                || format!("{} came {LOOP} times on end", self.cause_text()),
                 "its handler returns to the instruction without having mended the cause: mend it, move rip on, or stop",
             );
         }
@@ -137,38 +144,51 @@ impl Vcpu {
         let reason = reason::take();
         let name = hypercall_name(number);
         match (outcome, reason) {
-            (Err(errno), Some(reason)) => self.tell_refusal(name, &format!("{errno:?}"), &reason),
+            (Err(errno), Some(reason)) => self.tell_refusal(name, Some(*errno), &reason),
             (Ok(Done::Value(_)), Some(reason @ Reason::Grant(_))) => {
-                self.tell_refusal(name, "in the operation's status", &reason);
+                self.tell_refusal(name, None, &reason);
             }
             (Err(Errno::ENOSYS), None) if name.is_none() => self.tell_once(
-                &format!("there is no hypercall {number:#x}"),
+                "no hypercall",
+                || format!("there is no hypercall {number:#x}"),
                 "the number goes into rax, the arguments into rdi, rsi, rdx, r10, r8, r9",
             ),
             (Err(Errno::EFAULT), None) => self.tell_once(
-                &format!("{} got a bad pointer (EFAULT){}", name.unwrap_or("?"), arguments(args)),
+                ("bad pointer", number),
+                || format!("{} got a bad pointer (EFAULT){}", name.unwrap_or("?"), arguments(args)),
                 "arguments in memory are named by virtual addresses that are mapped, and writable where there is a result",
             ),
             (Err(Errno::EINVAL), None) if number != HYPERVISOR_VM_ASSIST => self.tell_once(
-                &format!("{} was refused (EINVAL){}", name.unwrap_or("?"), arguments(args)),
+                ("refused", number),
+                || format!("{} was refused (EINVAL){}", name.unwrap_or("?"), arguments(args)),
                 "docs/reference has a page on each hypercall: what it takes, and what it refuses",
             ),
             _ => {}
         }
     }
 
-    fn tell_refusal(&self, name: Option<&str>, how: &str, reason: &Reason) {
-        if let Some(remedy) = reason.remedy() {
+    /// Without an errno, the operation's status tells.
+    fn tell_refusal(&self, name: Option<&str>, errno: Option<Errno>, reason: &Reason) {
+        let Some(remedy) = reason.remedy() else {
+            return;
+        };
+        let text = || {
             let name = name.unwrap_or("a hypercall");
-            self.tell_once(&format!("{name} was refused ({how}): {reason}"), remedy);
-        }
+            let how = errno.map_or_else(
+                || "in the operation's status".to_owned(),
+                |errno| format!("{errno:?}"),
+            );
+            format!("{name} was refused ({how}): {reason}")
+        };
+        self.tell_once((name, errno, reason.kind()), text, remedy);
     }
 
     /// The kernel's own fault at a privileged instruction goes to its handler.
     pub(super) fn tell_privileged(&self, code: &[u8]) {
         match instruction::privileged(code, self.state.context.rip) {
             Some(found) if !found.probe => self.tell_once(
-                &format!("`{}` is privileged (#GP)", found.text),
+                "privileged",
+                || format!("`{}` is privileged (#GP)", found.text),
                 found.remedy,
             ),
             _ => {}
@@ -179,11 +199,13 @@ impl Vcpu {
     pub(super) fn tell_table_store(&self, at: GuestVirt) {
         match reason::take() {
             Some(reason) if reason.remedy().is_some() => self.tell_once(
-                &format!("a store to the page table at {:#x} was refused: {reason}", at.0),
+                ("table store", reason.kind()),
+                || format!("a store to the page table at {:#x} was refused: {reason}", at.0),
                 reason.remedy().unwrap_or_default(),
             ),
             _ => self.tell_once(
-                &format!("a store to the page table at {:#x}: a guest's tables are read-only", at.0),
+                "table store",
+                || format!("a store to the page table at {:#x}: a guest's tables are read-only", at.0),
                 "change entries by mmu_update or update_va_mapping (only plain stores of whole entries into L1 tables are done as if by mmu_update)",
             ),
         }
@@ -208,23 +230,24 @@ impl Vcpu {
         let stuck = self.domain.delivery.masked_pending();
         if let Some(Port(port)) = stuck {
             self.tell_once(
-                &format!("it sleeps (SCHEDOP_block) without a timer, while port {port} is pending and masked"),
+                "sleeps",
+                || format!("it sleeps (SCHEDOP_block) without a timer, while port {port} is pending and masked"),
                 "clear the port's bit in shared_info.evtchn_mask by EVTCHNOP_unmask (guest-abi: event::unmask), or nothing wakes it",
             );
         }
     }
 
-    /// Tells of a mistake, once.
-    fn tell_once(&self, what: &str, remedy: &str) {
+    /// Tells of a mistake of this kind at this place, once.
+    fn tell_once(&self, kind: impl Hash, what: impl FnOnce() -> String, remedy: &str) {
         let context = &self.state.context;
-        let admission = self.domain.mistakes.admit(what, context.rip);
+        let admission = self.domain.mistakes.admit(kind, context.rip);
         if admission == Admission::Silence {
             return;
         }
         self.domain.tell(&Line {
             dom: self.domain.id,
             vcpu: Some(self.shared.id),
-            what,
+            what: &what(),
             at: Some((context.rip, self.state.user_mode)),
             remedy,
         });

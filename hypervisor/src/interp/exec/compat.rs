@@ -11,6 +11,7 @@ use super::{
 };
 use crate::interp::{
     decode::{Choice, Shape},
+    far::Far,
     host::{IS_AMD, Memory, Word},
     op::{Flow, Halt, Handler, Op, Outcome, slot},
     state::{Cpu, Stop, vector},
@@ -490,7 +491,7 @@ pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Answer {
             None => own(super::legacy::choose(i, shape, op)
                 .or_else(|| super::segment::choose(i, shape, op).map(|run| (run, false)))),
         },
-        _ if super::segment::is_far(i) => own(Some((super::segment::for_descriptor_tables, true))),
+        _ if Far::of(i).is_some() => own(Some((super::segment::for_descriptor_tables, true))),
         M::Jmp | M::Call | M::Ret | M::Loop | M::Loope | M::Loopne | M::Jecxz => {
             own(choose_branch(i, shape, op))
         }

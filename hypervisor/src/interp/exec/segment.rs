@@ -4,10 +4,11 @@
 //! Law: the interpreter knows no descriptors. A selector is loaded only if it
 //! is null and the register holds it already, which changes nothing but the base.
 
-use super::stack::{FOR_ENGINE, POPPED};
+use super::stack::FOR_ENGINE;
 use crate::cpu::Segment;
 use crate::interp::{
     decode::Shape,
+    far::POPPED,
     host::{NULL_CLEARS_BASE, Word},
     op::{Flow, Handler, Op, Outcome, slot},
     state::{Cpu, Stop, canonical, vector},
@@ -127,24 +128,6 @@ pub fn for_descriptor_tables(cpu: &mut Cpu, _: &Op) -> Outcome {
         return cpu.fault(vector::GP, INSPECTS);
     }
     cpu.halt(Stop::Unknown)
-}
-
-/// Whether it is a far branch, other than `iretq`.
-pub fn is_far(i: &Instruction) -> bool {
-    matches!(
-        i.code(),
-        Code::Jmp_ptr1632
-            | Code::Jmp_m1632
-            | Code::Jmp_m1664
-            | Code::Call_ptr1632
-            | Code::Call_m1632
-            | Code::Call_m1664
-            | Code::Retfd
-            | Code::Retfq
-            | Code::Retfd_imm16
-            | Code::Retfq_imm16
-            | Code::Iretd
-    )
 }
 
 /// `iretq` within ring 3 and the same segments.

@@ -4,15 +4,13 @@
 
 use crate::interp::{
     decode::Shape,
-    flags::{AC, ARITHMETIC, DF, TF},
+    far::POPPED,
+    flags::{AC, TF},
     host::Memory,
     op::{Flow, Halt, Handler, Op, Outcome, slot},
     state::{Cpu, Stop},
 };
 use iced_x86::{Code, Instruction, OpKind, Register};
-
-/// Flags that `popf` in ring 3 can change.
-pub(super) const POPPED: u64 = ARITHMETIC | DF | TF | AC | (1 << 14) | (1 << 21);
 
 /// Flags that only the engine can give their effect, and without one the
 /// interpreter's slow ways: single-stepping and alignment checks.

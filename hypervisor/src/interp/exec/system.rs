@@ -8,6 +8,7 @@
 use super::segment;
 use crate::interp::{
     decode::{Choice, Form, Shape},
+    far::Far,
     flags::Flags,
     host::{Word, random_number, random_seed, time_stamp},
     op::{Flow, Handler, Op, Outcome, slot},
@@ -180,7 +181,7 @@ fn ending(i: &Instruction, op: &mut Op) -> Option<Handler> {
         | M::Swapgs
         | M::Xsetbv => Some(privileged),
         M::Mov if moves_system_register(i) => Some(privileged),
-        _ if segment::is_far(i) => Some(segment::for_descriptor_tables),
+        _ if Far::of(i).is_some() => Some(segment::for_descriptor_tables),
         _ => None,
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     engine::{EngineKind, Entry},
     events::VCPU_INFO_BYTES,
     fpu::FpuState,
-    interp::{Exit, GuestPhys, Interpreter},
+    interp::{Exit, Far, GuestPhys, Interpreter},
     memory::BASE_MFN,
 };
 use copied::CopiedPhys;
@@ -130,12 +130,10 @@ impl Checker {
                     | M::Pushfq
                     | M::Popf
                     | M::Popfq
-                    | M::Iretq
                     | M::Lar
                     | M::Lsl
                     | M::Verr
                     | M::Verw
-                    | M::Retf
                     | M::Int
                     | M::Int3
                     | M::Int1
@@ -144,18 +142,10 @@ impl Checker {
                     | M::Pop
             ) || next.mnemonic() == M::Pop && next.op0_register().is_gpr()
         }) && next.is_some_and(|next| {
-            !is_far(&next)
+            Far::of(&next).is_none()
                 && !(0..next.op_count()).any(|n| next.op_register(n).is_segment_register())
         })
     }
-}
-
-/// Whether it is a far jump or call.
-fn is_far(instruction: &Instruction) -> bool {
-    instruction.is_jmp_far()
-        || instruction.is_jmp_far_indirect()
-        || instruction.is_call_far()
-        || instruction.is_call_far_indirect()
 }
 
 /// Flags that are compared: those of ring 3 but TF and RF.
