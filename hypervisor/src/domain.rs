@@ -33,7 +33,7 @@ use crate::{
     space::Space,
     time::{publish_time, publish_wallclock},
     trace::Tracer,
-    vcpu::{VcpuShared, request},
+    vcpu::{Stillness, VcpuShared, request},
     window::{ForeignWindow, WindowError},
 };
 use domus_privcmd::protocol::GrantLimits;
@@ -139,6 +139,8 @@ pub struct Domain {
     pub maps: MapTrack,
     /// The console has been told of an instruction that the engine lacks.
     pub(crate) told_unknown: AtomicBool,
+    /// Its vCPUs, while one of them is checked.
+    pub(crate) stillness: Stillness,
     making_window: Mutex<()>,
     changing_engine: Mutex<()>,
     life: Mutex<Life>,
@@ -270,6 +272,7 @@ impl Domain {
             debugger: Debugger::default(),
             grants,
             told_unknown: AtomicBool::new(false),
+            stillness: Stillness::default(),
             maps: MapTrack::new(spec.id, spec.grants.maptrack_frames * MAPPINGS_PER_FRAME),
             making_window: Mutex::default(),
             changing_engine: Mutex::new(()),

@@ -260,6 +260,14 @@ impl GrantTable {
         self.state().active.len()
     }
 
+    /// The frames that somebody else may write now, by a grant in use.
+    #[must_use]
+    pub fn written_by_others(&self) -> Vec<Mfn> {
+        let state = self.state();
+        let written = state.active.values().filter(|active| active.is_written());
+        written.map(|active| active.frame).collect()
+    }
+
     /// The domain is being destroyed: no use of its grants begins any more.
     /// Those that there are end with their users.
     pub fn destroy(&self) {

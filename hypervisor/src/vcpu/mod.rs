@@ -19,6 +19,7 @@ mod state;
 mod trap;
 
 pub use access::VcpuAccess;
+pub use check::Stillness;
 pub use clock::{TimeState, VcpuTime};
 pub use run::start;
 pub use run_ahead::RunAhead;

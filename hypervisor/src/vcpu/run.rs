@@ -241,6 +241,11 @@ impl Vcpu {
         if requests & request::SAVE != 0 {
             self.shared.give_context(self.state.save());
         }
+        if requests & request::STILL != 0
+            && let Err(crash) = self.stand_still()
+        {
+            self.crash(&crash);
+        }
         if self.time.fire(&self.shared) {
             self.end_poll();
         }

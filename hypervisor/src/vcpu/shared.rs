@@ -34,6 +34,8 @@ pub mod request {
     pub const SAVE: u32 = 32;
     /// A debugger has set the registers.
     pub const LOAD: u32 = 64;
+    /// Stand still while another vCPU is checked.
+    pub const STILL: u32 = 128;
 }
 
 /// The shared half of a vCPU.

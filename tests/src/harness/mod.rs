@@ -12,6 +12,7 @@
 //! always for something that can be seen, with a deadline that a slow and busy
 //! machine keeps; what was seen until then is in the failure's message.
 
+mod checked;
 mod domain;
 mod installation;
 mod isolated;
@@ -26,6 +27,7 @@ mod terminal;
 mod user_program;
 mod wait;
 
+pub use checked::Checked;
 pub use domain::{Config, Guest};
 pub use installation::{Installation, Said};
 pub use mounts::{in_private_mounts, mount};

@@ -14,7 +14,7 @@
 
 use crate::kernels::succeeds_on;
 use domus_tests::harness::{
-    Config, Guest, Installation, domains_can_run, eventually, kvm_is_usable, program32,
+    Checked, Config, Guest, Installation, domains_can_run, eventually, kvm_is_usable, program32,
     user_program,
 };
 use std::{
@@ -208,20 +208,52 @@ fn sampled_code_does_the_same_interpreted_and_on_kvm() {
     assert_eq!(guest.run("awk 'BEGIN { print 355 / 113 }'"), "3.14159");
     domus.xm(&["shutdown", "-w", "checked"]).ok();
     guest.wait_for_console_end();
-    let dmesg = domus.xm(&["dmesg"]).output();
-    let log = fs::read_to_string(domus.path("log/domus-hypervisor.log")).expect("its log");
-    let line = log.lines().find_map(|line| line.split_once("checker: "));
-    let counts: Vec<u64> = line
-        .map_or("", |(_, counts)| counts)
-        .split(' ')
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    let [stretches, steps, probes, differences] = counts[..] else {
-        panic!("no counts in {log}");
+    let counts = checked(&domus);
+    let [counts] = counts[..] else {
+        panic!("one vCPU: {counts:?}");
     };
-    println!("{stretches} stretches, {steps} steps, {probes} probes");
-    assert_eq!(differences, 0, "{dmesg}");
-    assert!(stretches > 50 && steps > 500 && probes > 50, "{counts:?}");
+    assert!(
+        counts.stretches > 50 && counts.steps > 500 && counts.probes > 50,
+        "{counts:?}"
+    );
+    assert!(counts.compiled > 20, "{counts:?}");
+}
+
+/// The same with two vCPUs that are both busy: while a stretch of one is checked, the other
+/// one stands still.
+#[test]
+fn two_vcpus_are_checked_one_at_a_time() {
+    if !domains_can_run() || !kvm_is_usable() {
+        return;
+    }
+    let domus = Installation::with(&[("DOMUS_ENGINE", "kvm"), ("DOMUS_CHECK", "100")]);
+    let mut guest = Guest::boot(&domus, &Config::debian("still").vcpus(2));
+    assert_eq!(guest.run("nproc"), "2");
+    let load = "until test -e /stop; do seq 1 1000 | sha256sum; ls -lR /sys/class | wc -l; done";
+    guest.run(&format!("({load}) >/sums1 & ({load}) >/sums2 & true"));
+    guest.run("for i in 1 2 3 4 5 6 7 8; do sleep 1; done");
+    guest.run("touch /stop; wait");
+    let sums = guest.run("grep -h -- - /sums1 /sums2 | sort -u");
+    assert_eq!(sums, host_sum());
+    let log = guest.run("dmesg | grep -cE 'segfault|BUG: |Oops|detected.*stall' || true");
+    assert_eq!(log, "0", "{}", guest.run("dmesg | tail -40"));
+    domus.xm(&["shutdown", "-w", "still"]).ok();
+    guest.wait_for_console_end();
+    let counts = checked(&domus);
+    assert_eq!(counts.len(), 2, "{counts:?}");
+    for vcpu in &counts {
+        assert!(vcpu.stretches > 50 && vcpu.compiled > 20, "{counts:?}");
+    }
+}
+
+/// What the checker counted for each vCPU; it has found no difference.
+fn checked(domus: &Installation) -> Vec<Checked> {
+    let log = fs::read_to_string(domus.path("log/domus-hypervisor.log")).expect("its log");
+    let counts: Vec<_> = log.lines().filter_map(Checked::in_line).collect();
+    println!("{counts:?}");
+    let differences: u64 = counts.iter().map(|vcpu| vcpu.differences).sum();
+    assert_eq!(differences, 0, "{}", domus.xm(&["dmesg"]).output());
+    counts
 }
 
 /// What `seq 1 1000 | sha256sum` says.

@@ -37,8 +37,8 @@ impl Vcpu {
                     "the VM reads {seen:#x} at {address:#x}, where the tables map {:#x} with {before:x?}",
                     at.0
                 );
-                let (context, root) = (self.state.context, self.state.root());
-                self.tell(checker, root, &context, &text);
+                let context = self.state.context;
+                self.tell(checker, &context, &text);
             }
         }
         Ok(None)
