@@ -194,6 +194,11 @@ impl Interpreter {
         self.code.forget_addresses();
     }
 
+    /// Drops what was decoded and compiled of a frame.
+    pub fn forget_code(&mut self, frame: Mfn) {
+        self.code.drop_frame(&mut self.cpu, frame);
+    }
+
     /// Runs `context` under the page tables at `root` for about `budget`
     /// instructions, or until `interrupt` is set. (It is not cleared.)
     ///

@@ -183,6 +183,12 @@ impl VcpuShared {
         self.requests.load(SeqCst) != 0
     }
 
+    /// Whether some request waits that is not of these.
+    #[must_use]
+    pub fn has_requests_but(&self, bits: u32) -> bool {
+        self.requests.load(SeqCst) & !bits != 0
+    }
+
     /// Marks the vCPU as in the guest, unless a request waits.
     #[must_use]
     pub fn enter_guest(&self) -> bool {

@@ -65,7 +65,15 @@ pub(super) fn run(
         Some(_) => None,
         None => Some(place(end.rip).filter(|at| compiled.phys.plant(*at, INT3))?),
     };
+    // Code with another breakpoint, or without one, is not what stands there now.
+    let forget = |compiled: &mut Twin| {
+        if let Some(at) = breakpoint {
+            compiled.interpreter.forget_code(at.frame());
+        }
+    };
+    forget(compiled);
     let (mut context, exit, ran) = compiled.run(start.context, start.root);
+    forget(compiled);
     if breakpoint.is_some() {
         // The trap is behind the instruction.
         context.rip = context.rip.wrapping_sub(1);

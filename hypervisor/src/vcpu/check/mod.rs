@@ -32,7 +32,7 @@ mod twin;
 
 pub use still::Stillness;
 
-use super::{Crash, Vcpu};
+use super::{Crash, Vcpu, request};
 use crate::{
     cpu::{Context, Trap},
     engine::{EngineKind, Entry},
@@ -45,13 +45,20 @@ use crate::{
 use compiled::{Run, Start};
 use guest_abi::addr::{GuestVirt, MachineAddr, Mfn};
 use path::{Path, is_step};
-use std::{fmt, sync::Arc};
+use std::{
+    fmt,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 use twin::{TF, Twin, comparable, is_comparable, plain, undefined_flags};
 
 /// Steps of a stretch.
 const STEPS: usize = 48;
 /// Steps of a long one, and every how many is one.
 const LONG: (usize, u64) = (320, 8);
+/// So long an event may have to wait for a stretch's end: with a step that costs 100
+/// microseconds, the guest's own timer would end most of them.
+const PATIENCE: Duration = Duration::from_millis(40);
 /// Differences that are told in full.
 const TOLD: u64 = 20;
 const PAGE_FAULT: u8 = 14;
@@ -84,6 +91,9 @@ pub struct Checker {
     interpreted: Twin,
     compiled: Twin,
     random: u64,
+    /// When the stretch began, and whether a kick has waited since.
+    began: Instant,
+    kicked: bool,
     counts: CheckCounts,
 }
 
@@ -109,6 +119,8 @@ impl Checker {
             interpreted,
             compiled,
             random: every | 1,
+            began: Instant::now(),
+            kicked: false,
             counts: CheckCounts::default(),
         })
     }
@@ -124,6 +136,7 @@ impl Checker {
         self.interpreted.begin(fpu, xcr0);
         self.compiled.begin(fpu, xcr0);
         self.counts.stretches += 1;
+        (self.began, self.kicked) = (Instant::now(), false);
         let (long, every) = LONG;
         if self.counts.stretches.is_multiple_of(every) {
             long
@@ -205,7 +218,7 @@ impl Vcpu {
             return Ok(ended);
         }
         self.compare_rest(checker)?;
-        Ok(ended)
+        Ok(ended.or(checker.kicked.then_some(Trap::Kick)))
     }
 
     /// Runs the stretch as compiled code; compares that with the interpreter.
@@ -251,15 +264,11 @@ impl Vcpu {
         let Exit::Trap(expected) = exit else {
             return Ok(Step::End(None));
         };
-        self.state.context.rflags |= TF;
-        let trap = self.engine.run(&mut Entry {
-            context: &mut self.state.context,
-            root,
-            flush: self.flush.replace(false),
-            writes: self.writes.get_mut(),
-        });
-        self.state.context = plain(&self.state.context);
-        let trap = trap?;
+        let mut trap = self.step_on_kvm()?;
+        while trap == Trap::Kick && self.may_wait(checker) {
+            checker.kicked = true;
+            trap = self.step_on_kvm()?;
+        }
         if trap == Trap::Kick {
             return Ok(Step::End(Some(trap)));
         }
@@ -280,6 +289,25 @@ impl Vcpu {
             self.tell(checker, &before, &text);
         }
         Ok(Step::End(ended))
+    }
+
+    fn step_on_kvm(&mut self) -> Result<Trap, Crash> {
+        self.state.context.rflags |= TF;
+        let trap = self.engine.run(&mut Entry {
+            root: self.state.root(),
+            context: &mut self.state.context,
+            flush: self.flush.replace(false),
+            writes: self.writes.get_mut(),
+        });
+        self.state.context = plain(&self.state.context);
+        Ok(trap?)
+    }
+
+    /// Whether what the vCPU was kicked for has time: an event has, somebody who waits for
+    /// it has not.
+    fn may_wait(&self, checker: &Checker) -> bool {
+        let events = request::EVENT | request::TIMER | request::POLL;
+        !self.shared.has_requests_but(events) && checker.began.elapsed() < PATIENCE
     }
 
     /// KVM has come to where compiled code did.
