@@ -9,7 +9,7 @@
 //! one stack page, and runs small programs in it that try: a `syscall` that
 //! would be a hypercall in the kernel; reading kernel memory, the
 //! machine-to-phys table and the hypervisor's range; privileged instructions;
-//! going on after the kernel answered.
+//! a call gate; going on after the kernel answered.
 //!
 //! **Expected.** Each attempt arrives at the kernel as a trap from user mode,
 //! with the right number, and nothing of it has an effect.
@@ -39,6 +39,8 @@ guest_abi::pv_kernel!(main, name = "user-mode");
 
 /// Where the programs lie in user mode's address space.
 const CODE: u64 = 0x40_0000;
+/// Bytes of all programs.
+const PROGRAM_BYTES: usize = 640;
 /// The end of its stack.
 const STACK_TOP: u64 = 0x80_0000;
 
@@ -80,12 +82,21 @@ global_asm!(
     "pop rax",
     "syscall",
     ".balign 64",
+    // 8: a far call, and a far jump, to the selector in the upper half of rsi.
+    "push rsi",
+    "call fword ptr [rsp]",
+    "mov eax, 0x777",
+    "syscall",
+    ".balign 64",
+    "push rsi",
+    "jmp fword ptr [rsp]",
+    ".balign 64",
     "user_programs_end:",
     ".popsection",
 );
 
 unsafe extern "C" {
-    static user_programs: [u8; 512];
+    static user_programs: [u8; PROGRAM_BYTES];
 }
 
 /// Where program `n` starts.
@@ -105,6 +116,7 @@ fn main(boot: &'static Boot) -> ! {
     system_calls(&mut report);
     kernel_memory(&mut report);
     privileged(&mut report);
+    call_gate(&mut report);
     bad_return(&mut report, boot.command_line().contains("lax-iretq"));
     report.refused(
         // SAFETY: if it is allowed, that is the finding; nothing is stored.
@@ -121,10 +133,11 @@ fn build_user_space() -> Result<Mfn, Errno> {
     // SAFETY: an empty table under nobody's feet.
     unsafe { mm::extended(MMUEXT_PIN_L4_TABLE, root.0, 0) }?;
     let code = mm::allocate().ok_or(Errno::ENOMEM)?;
-    // SAFETY: 512 bytes of programs into a page of our own.
+    // SAFETY: the programs, less than a page, into a page of our own.
     unsafe {
         let programs = &raw const user_programs;
-        guest_abi::kernel::mem::copy(boot::pfn_to_virt(code).0 as *mut u8, programs.cast(), 512);
+        let page = boot::pfn_to_virt(code).0 as *mut u8;
+        guest_abi::kernel::mem::copy(page, programs.cast(), PROGRAM_BYTES);
     }
     map_user(root, CODE, code, mm::PAGE_READONLY)?;
     let stack = mm::allocate().ok_or(Errno::ENOMEM)?;
@@ -258,6 +271,41 @@ fn bad_return(report: &mut Report, lax: bool) {
             && frame.rip == 0x8000_0000_0000,
         &format_args!("a bad return: trap {} at {:#x}", frame.number, frame.rip),
     );
+}
+
+/// A call gate of the kernel's own tables for ring 3, to the kernel's code: it is taken,
+/// and who uses it is told by a #GP that names it. (Xen emulates gates for 32-bit guests
+/// alone.)
+fn call_gate(report: &mut Report) {
+    /// Type, present, level 3; Xen's selector for a guest's kernel.
+    const GATE: u64 = 0x0000_ec00_e033_1000;
+    const LEVEL: u64 = 3 << 45;
+    let table = mm::allocate().ok_or(Errno::ENOMEM);
+    let Some(table) = report.allowed(table, &"a page for descriptors") else {
+        return;
+    };
+    let Some(gdt) = report.allowed(mm::make_table(table), &"which is read-only") else {
+        return;
+    };
+    // SAFETY: empty descriptors; we use the hypervisor's selectors only.
+    report.allowed(unsafe { hypercall::set_gdt(&[gdt.0], 512) }, &"as GDT");
+    // SAFETY: checked by the hypervisor; its second half is zero.
+    let answer = unsafe { hypercall::update_descriptor((gdt.0 << 12) + 8, GATE) };
+    report.allowed(answer, &"a call gate of 64 bits");
+    // SAFETY: a page of ours, which is mapped.
+    let stored = unsafe { ((boot::pfn_to_virt(table).0 + 8) as *const u64).read_volatile() };
+    report.check(stored & LEVEL == 0, &"has level 0 now");
+    for (n, what) in [(8, "called"), (9, "jumped to")] {
+        for selector in [8, 11] {
+            let frame = run(n, 0, 0, selector << 32);
+            report.check(
+                frame.number == 13 && frame.error == 8 && frame.from_user(),
+                &format_args!("{what}: trap {} error {:#x}", frame.number, frame.error),
+            );
+        }
+    }
+    // SAFETY: no entries: no page either.
+    report.allowed(unsafe { hypercall::set_gdt(&[], 0) }, &"the GDT taken away");
 }
 
 fn privileged(report: &mut Report) {

@@ -245,6 +245,9 @@ fn rare_instructions(low: &Low) {
     body.extend([0xcf, 0xb8, 0x78, 0, 0, 0]);
     let done = low.run(&body, 0);
     expect("iret", u64::from(done) | signal() << 32, 0x78);
+    // push 0x23:0x10 as two words; lret of 16 bits: nothing is mapped there.
+    low.run(&[0x68, 0x10, 0, 0x23, 0, 0x66, 0xcb], 0);
+    expect("a far return of 16 bits", signal(), trapped(SIGSEGV, 14, 0x14));
     // ljmp 8:0
     low.run(&[0xea, 0, 0, 0, 0, 8, 0], 0);
     expect("a jump into ring 0", signal(), trapped(SIGSEGV, 13, 8));
