@@ -50,7 +50,11 @@ pub(super) fn iret(vcpu: &mut Vcpu) -> Outcome {
         }
         vcpu.state.toggle_mode();
     }
-    let segment = code_segment(vcpu, frame.cs, frame.ss);
+    let segment = if vcpu.state.user_mode {
+        code_segment(vcpu, frame.cs, frame.ss)
+    } else {
+        Ok(None)
+    };
     let context = &mut vcpu.state.context;
     context.rip = frame.rip;
     context.rflags = frame.rflags;
@@ -76,10 +80,11 @@ pub(super) fn iret(vcpu: &mut Vcpu) -> Outcome {
     Ok(Done::Registers)
 }
 
-/// The selector names no code segment that user mode may run in.
+/// The selector names no code segment that can be run in.
 pub(crate) struct NoCode;
 
-/// Which code a return to `cs` runs: 64-bit (`None`) or 32-bit, which has a stack segment.
+/// Which code a branch to `cs` runs: 64-bit (`None`) or 32-bit, which has a stack segment and
+/// is for user mode alone.
 pub(crate) fn code_segment(vcpu: &mut Vcpu, cs: u64, ss: u64) -> Result<Option<Compat>, NoCode> {
     /// Linux's own, which also this engine shows.
     const USER_CODE: u16 = 0x33;
@@ -88,10 +93,11 @@ pub(crate) fn code_segment(vcpu: &mut Vcpu, cs: u64, ss: u64) -> Result<Option<C
     const BIG: u64 = 1 << 54;
     let low16 = |selector: u64| u16::try_from(selector & 0xffff).unwrap_or(0);
     let (cs, ss) = (low16(cs), low16(ss));
-    if !vcpu.state.user_mode || matches!(cs, FLAT_USER_CS | USER_CODE) {
+    if matches!(cs, FLAT_USER_CS | USER_CODE) {
         return Ok(None);
     }
-    if cs == FLAT_RING3_CS32 {
+    let user = vcpu.state.user_mode;
+    if user && cs == FLAT_RING3_CS32 {
         return on_stack(vcpu, Compat { cs, ss });
     }
     let descriptor = vcpu
@@ -102,7 +108,7 @@ pub(crate) fn code_segment(vcpu: &mut Vcpu, cs: u64, ss: u64) -> Result<Option<C
     // A segment with a base is one for 16-bit or very old programs.
     match (descriptor & LONG != 0, descriptor & BIG != 0) {
         (true, false) => Ok(None),
-        (false, true) if base_of(descriptor) == 0 => on_stack(vcpu, Compat { cs, ss }),
+        (false, true) if user && base_of(descriptor) == 0 => on_stack(vcpu, Compat { cs, ss }),
         _ => Err(NoCode),
     }
 }

@@ -1,11 +1,12 @@
 //! Far jumps, calls and returns of ring 3: from 64-bit code to 32-bit code and back.
 //!
 //! A processor would read the guest's descriptor tables; the KVM engine's own lack
-//! the guest's segments, and the interpreter has none: both raise #GP, and the branch
-//! is done here.
+//! the guest's segments, and the interpreter has none: both raise #GP (some KVMs #UD), and
+//! the branch is done here.
 //!
 //! Law: a branch stays in ring 3: gates, and selectors whose RPL is not 3, are #GP with
-//! the selector. All of the operand and of the stack is read before anything changes.
+//! the selector. (So they are on Xen, which gives a call gate level 0, and emulates gates
+//! for 32-bit guests alone.) All of the operand and of the stack is read before anything changes.
 
 use super::{Crash, Vcpu};
 use crate::{

@@ -162,6 +162,10 @@ impl Vcpu {
         if let Some((vector, length)) = privileged::software_interrupt(&code) {
             return self.software_interrupt(vector, length);
         }
+        // ... and for far branches whose operand is in memory.
+        if let Some(done) = self.far_branch(&code) {
+            return done;
+        }
         self.bounce(self.state.trap_handler(6), None)
     }
 
