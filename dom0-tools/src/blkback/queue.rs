@@ -6,17 +6,19 @@
 //! ```
 //!
 //! **Notifications.** While jobs run, the ring is looked at again after each
-//! completion, and at least every [`GLANCE`]; so no event is asked for, and a
-//! busy guest does not trap to send one. Only when nothing runs and a short
-//! look-out brought nothing, the ring asks for an event.
+//! completion, and at least as often as [`Pace::glance`] says; so no event is
+//! asked for, and a busy guest does not trap to send one. Only when nothing runs
+//! and a look-out ([`Pace::look_out`]) brought nothing, the ring asks for an
+//! event.
 //!
 //! In the other direction a notification costs the guest an upcall and mostly a
 //! change of tasks. So it waits until as many responses have gathered as jobs
-//! still run (half of what the guest keeps under way, so that guest and disk
-//! work at the same time), for [`GATHER`] at most. With nothing else running it
-//! goes out at once: a single request waits for nobody. It wakes a guest that
-//! waits; one that runs is not interrupted, because it will trap soon and take
-//! the event with it; if it does not, it is after [`PATIENCE`].
+//! still run, or some more of a deep queue: what ends while the guest wakes up
+//! is there when it looks. It does not wait longer than [`Pace::gather`]. With
+//! nothing else running it goes out at once: a single request waits for nobody.
+//! It wakes a guest that waits; one that runs is not interrupted, because it
+//! will trap soon and take the event with it; if it does not, it is after
+//! [`PATIENCE`].
 
 use std::{
     collections::VecDeque,
@@ -41,20 +43,47 @@ use super::{
 };
 use crate::backend::{BackRing, Heard, Nudges, RingError, SharedMemory, Stop};
 
-/// While jobs run, the ring is looked at this often at least.
-const GLANCE: Duration = Duration::from_micros(500);
-/// Responses are not told of later than this.
-const GATHER: Duration = Duration::from_micros(500);
+/// So many requests under way are a deep queue.
+const DEEP: usize = 16;
 /// Requests that are begun before a look at what has ended: a guest that puts
 /// many at once shall have the first back while the last are begun, so that it
 /// and the disk work at the same time.
 const AT_ONCE: usize = 8;
-/// After the last response the ring is watched so long before it sleeps.
-const LOOK_OUT: Duration = Duration::from_micros(50);
+/// After the last response the ring is watched so long without a pause.
+const WATCH: Duration = Duration::from_micros(50);
 /// A guest that runs may look for its responses by itself for so long.
-const PATIENCE: Duration = Duration::from_micros(500);
+const PATIENCE: Duration = Duration::from_millis(1);
 /// A disk that fails shall not fill the log.
 const WARN_EVERY: Duration = Duration::from_secs(5);
+
+/// How long a ring's thread waits for what.
+///
+/// A guest that keeps many requests under way puts the next ones all at once,
+/// when it has looked at the last responses; until they are seen the disk has
+/// nothing to do, and then the guest. So such a ring is looked at often, and
+/// on for a while when it is empty.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Pace {
+    /// Between two looks at the ring, at most.
+    glance: Duration,
+    /// Between a response and its notification, at most.
+    gather: Duration,
+    /// After the last response, before an event is asked for.
+    look_out: Duration,
+}
+
+impl Pace {
+    const SHALLOW: Self = Self {
+        glance: Duration::from_micros(500),
+        gather: Duration::from_micros(500),
+        look_out: WATCH,
+    };
+    const DEEP: Self = Self {
+        glance: Duration::from_micros(50),
+        gather: Duration::from_millis(1),
+        look_out: Duration::from_millis(1),
+    };
+}
 
 /// The guest's bell.
 pub trait Bell: Send {
@@ -121,11 +150,35 @@ struct State {
     /// Responses that the guest was not told of, and since when.
     untold: usize,
     untold_since: Option<Instant>,
+    /// The last notification was of many responses.
+    told_many: bool,
     /// Taken, but not begun: it has to wait for its turn.
     held: Option<Transfer>,
     /// A barrier runs: nothing else may begin.
     barrier: bool,
     warned: Option<Instant>,
+}
+
+impl State {
+    /// Requests whose responses the guest has not been told of.
+    fn under_way(&self) -> usize {
+        self.running + self.untold
+    }
+
+    fn pace(&self) -> Pace {
+        if self.under_way() >= DEEP || self.told_many {
+            Pace::DEEP
+        } else {
+            Pace::SHALLOW
+        }
+    }
+
+    /// Whether so many responses have gathered that the guest is told of them.
+    fn has_gathered(&self) -> bool {
+        // Of a deep queue five of eight.
+        let share = if self.under_way() >= DEEP { 5 } else { 4 };
+        self.untold * 8 >= self.under_way() * share
+    }
 }
 
 struct Slot {
@@ -180,28 +233,31 @@ impl Queue {
                 continue;
             }
             let patience = self.insist();
+            let pace = self.state.pace();
             let timeout = if self.state.running > 0 {
-                let gather = self
-                    .state
-                    .untold_since
-                    .map_or(GATHER, |since| GATHER.saturating_sub(since.elapsed()));
-                Some(pause.unwrap_or(GLANCE).min(GLANCE).min(gather))
+                let untold = self.state.untold_since.map(|since| since.elapsed());
+                let gather = pace.gather.saturating_sub(untold.unwrap_or_default());
+                Some(pause.unwrap_or(pace.glance).min(pace.glance).min(gather))
             } else if pause.is_some() {
                 pause
             } else {
-                if idle_since.get_or_insert_with(Instant::now).elapsed() < LOOK_OUT {
+                let idle = idle_since.get_or_insert_with(Instant::now).elapsed();
+                if idle < WATCH {
                     std::thread::yield_now();
                     continue;
                 }
-                if self.ring.final_check()? {
+                if idle < pace.look_out {
+                    Some(pace.glance)
+                } else if self.ring.final_check()? {
                     continue;
+                } else {
+                    None
                 }
-                None
             };
             let timeout = [timeout, patience].into_iter().flatten().min();
             let fds = [self.bell.fd(), std::os::fd::AsFd::as_fd(stop)];
             // Fewer and larger steps while much is under way.
-            let least = (self.state.running / 4).clamp(1, 16);
+            let least = (self.state.running / DEEP).clamp(1, DEEP);
             if self.engine.wait(least, fds, timeout)? {
                 self.bell.clear();
             }
@@ -240,7 +296,8 @@ impl Queue {
         let Some(since) = state.untold_since else {
             return;
         };
-        if state.untold >= state.running || since.elapsed() >= GATHER {
+        if state.has_gathered() || since.elapsed() >= state.pace().gather {
+            state.told_many = state.untold >= DEEP / 2;
             (state.untold, state.untold_since) = (0, None);
             if self.ring.push() {
                 self.bell.nudge();

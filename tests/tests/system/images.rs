@@ -194,7 +194,6 @@ fn install_second_kernel(guest: &mut Guest<'_>, version: &str) {
 const USER: u32 = 54_321;
 
 #[test]
-#[ignore = "a second bootstrap takes minutes: cargo test -p domus-tests --test system -- --ignored ordinary"]
 fn an_ordinary_user_makes_an_image() {
     let packages = [
         ("mmdebstrap", "mmdebstrap"),

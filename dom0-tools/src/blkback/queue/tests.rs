@@ -395,3 +395,31 @@ proptest! {
         prop_assert_eq!(guest.file().len(), 1 << 20);
     }
 }
+
+#[test]
+fn a_deep_queue_gathers_more_and_is_watched_longer() {
+    let state = |running, untold| State {
+        running,
+        untold,
+        ..State::default()
+    };
+    for (running, untold, told) in [
+        (0, 1, true),
+        (2, 1, false),
+        (2, 2, true),
+        (8, 7, false),
+        (16, 16, false),
+        (13, 19, false),
+        (12, 20, true),
+    ] {
+        let is_told = state(running, untold).has_gathered();
+        assert_eq!(is_told, told, "{untold} have ended, {running} run");
+    }
+    assert_eq!(state(10, 5).pace(), Pace::SHALLOW);
+    assert_eq!(state(10, 6).pace(), Pace::DEEP);
+    let emptied = State {
+        told_many: true,
+        ..State::default()
+    };
+    assert_eq!(emptied.pace(), Pace::DEEP);
+}
