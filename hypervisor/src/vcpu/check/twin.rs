@@ -121,6 +121,15 @@ pub(super) fn is_comparable(next: &Instruction) -> bool {
         | M::Int1
         | M::Syscall
         | M::Sysenter => true,
+        // A processor may say of a component in its initial state that it is in use.
+        M::Xsave
+        | M::Xsave64
+        | M::Xsavec
+        | M::Xsavec64
+        | M::Xsaveopt
+        | M::Xsaveopt64
+        | M::Xsaves
+        | M::Xsaves64 => true,
         M::Pop => !next.op0_register().is_gpr(),
         _ => false,
     };
