@@ -383,6 +383,7 @@ impl Domain {
         let mut life = self.lock_life();
         life.pauses = life.pauses.checked_sub(1).ok_or(Errno::EINVAL)?;
         drop(life);
+        self.space.any_may_change();
         self.state_changed();
         Ok(())
     }

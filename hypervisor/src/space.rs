@@ -35,7 +35,8 @@ use std::{
 /// The window starts at a multiple of this.
 const LARGE_PAGE: u64 = 2 << 20;
 
-/// What the process notes of each RAM frame, for a KVM that shadows tables.
+/// What the process notes of each RAM frame: for a KVM that shadows tables, and for
+/// interpreters.
 #[derive(Debug)]
 struct FrameNotes(Vec<AtomicU8>);
 
@@ -44,6 +45,8 @@ impl FrameNotes {
     const WAS_TABLE: u8 = 1;
     /// The process has written it since.
     const WRITTEN: u8 = 2;
+    /// An interpreter relies on its bytes; see [`GuestPhys::hold_still`].
+    const STILL: u8 = 4;
 
     fn at(&self, mfn: Mfn) -> Option<&AtomicU8> {
         let index = mfn.checked_offset_from(BASE_MFN)?;
@@ -63,6 +66,8 @@ pub struct Space {
     /// Changes with each whole flush: what an interpreter has cached of an
     /// earlier number is stale.
     epoch: AtomicU64,
+    /// Changes when a frame that was said to hold still may not do so any more.
+    still_epoch: AtomicU64,
     /// Grant table frames handed out.
     grant_frames: AtomicU64,
     /// What others granted and this domain has mapped; made with the first.
@@ -96,6 +101,7 @@ impl Space {
             slots,
             notes: FrameNotes(notes),
             epoch: AtomicU64::new(0),
+            still_epoch: AtomicU64::new(0),
             grant_frames: AtomicU64::new(0),
             window: OnceLock::new(),
         }
@@ -124,6 +130,23 @@ impl Space {
         {
             note.fetch_or(FrameNotes::WRITTEN, Ordering::Relaxed);
         }
+        self.may_change(mfn);
+    }
+
+    /// Notes that a frame's bytes may change from now on, or have just changed.
+    fn may_change(&self, mfn: Mfn) {
+        if let Some(note) = self.notes.at(mfn)
+            && note.load(Ordering::SeqCst) & FrameNotes::STILL != 0
+        {
+            note.fetch_and(!FrameNotes::STILL, Ordering::SeqCst);
+            self.any_may_change();
+        }
+    }
+
+    /// Notes that the bytes of any frame may have changed: Dom0 had the memory while the
+    /// domain was paused.
+    pub fn any_may_change(&self) {
+        self.still_epoch.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Makes all vCPUs but `but` drop their cached translations, and repeat
@@ -295,6 +318,22 @@ impl GuestPhys for Space {
     fn translation_epoch(&self) -> u64 {
         self.epoch.load(Ordering::SeqCst)
     }
+
+    fn hold_still(&self, mfn: Mfn) -> bool {
+        // Whoever has the lock may be waiting for this vCPU.
+        let Ok(mm) = self.mm.try_lock() else {
+            return false;
+        };
+        let note = self.notes.at(mfn).filter(|_| mm.holds_still(mfn));
+        note.is_some_and(|note| {
+            note.fetch_or(FrameNotes::STILL, Ordering::SeqCst);
+            true
+        })
+    }
+
+    fn still_epoch(&self) -> u64 {
+        self.still_epoch.load(Ordering::SeqCst)
+    }
 }
 
 impl GrantMemory for Space {
@@ -438,6 +477,10 @@ impl TableStore for Tables<'_> {
         // A shadow of an old entry on another vCPU must go too, not only what
         // its TLB holds.
         self.space.shoot_down(self.vcpu, writes.borrow().words());
+    }
+
+    fn use_begins(&self, frame: Mfn) {
+        self.space.may_change(frame);
     }
 
     fn table_promoted(&self, frame: Mfn) {

@@ -79,6 +79,8 @@ impl TableStore for Ram {
 
     fn flush_writable(&self, _: Mfn) {}
 
+    fn use_begins(&self, _: Mfn) {}
+
     fn table_promoted(&self, _: Mfn) {}
 
     fn install_hypervisor_slots(&self, _: Mfn) {}

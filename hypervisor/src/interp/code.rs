@@ -3,7 +3,7 @@
 //! Law: a block is found by the machine address of its first byte, so all
 //! address spaces share it, and is executed only if memory held its bytes
 //! when it was last compared: once in every [`CodeCache::epoch`], which is a
-//! `run`. Within a run, a write of the interpreter itself to a block's bytes
+//! `run`, unless its frame holds still since ([`mark`]). Within a run, a write of the interpreter itself to a block's bytes
 //! drops the block (`pages`). Code that another processor changes meanwhile is
 //! noticed in the next run: every synchronising instruction ends one.
 
@@ -41,7 +41,8 @@ pub struct Block {
     key: u64,
     /// The frame that its only instruction goes on in.
     second: Option<Mfn>,
-    /// The epoch in which memory was last seen to hold `bytes`; 0 is never.
+    /// The epoch in which memory was last seen to hold `bytes`, or the mark that it
+    /// holds still since; 0 is never.
     checked: u64,
     form: Form,
 }
@@ -76,6 +77,8 @@ pub struct CodeCache {
     /// In the upper bits of a [`Jump`]'s tag, above the root's generation.
     jump_epoch: u64,
     epoch: u64,
+    /// What is in `checked` of a block whose bytes hold still: [`STILL`], and since when.
+    still: u64,
     operations: usize,
 }
 
@@ -106,11 +109,13 @@ impl CodeCache {
             jumps: Box::new([Jump::default(); JUMPS]),
             jump_epoch: 1,
             epoch: 1,
+            still: STILL,
             operations: 0,
         }
     }
 
-    /// Begins a run: all blocks have to be compared with memory again.
+    /// Begins a run: all blocks whose frames do not hold still have to be compared with
+    /// memory again.
     pub fn next_epoch(&mut self) {
         self.epoch += 1;
     }
@@ -124,6 +129,16 @@ impl CodeCache {
     #[inline(always)]
     pub fn block(&self, id: usize) -> &Block {
         &self.blocks[id]
+    }
+
+    /// Code in frames that were asked to hold still is right until `epoch` changes.
+    pub fn set_still(&mut self, epoch: u64) {
+        self.still = STILL | epoch;
+    }
+
+    /// What code is marked with that holds still.
+    pub fn still(&self) -> u64 {
+        self.still
     }
 
     /// The run's number.
@@ -158,7 +173,7 @@ impl CodeCache {
     fn compile(&mut self, cpu: &mut Cpu, id: usize) -> Option<Way> {
         self.blocks[id].form = Form::Never;
         let key = self.blocks[id].key;
-        let (mfn, offset) = (Mfn((key & !MODE) >> 12), key & 0xfff);
+        let (mfn, offset) = (frame_of(key), key & 0xfff);
         if key & MODE != 0 || self.blocks[id].second.is_some() {
             return None;
         }
@@ -177,7 +192,7 @@ impl CodeCache {
     /// Memory no longer holds the code of a block's compiled form.
     #[cold]
     fn wrong(&mut self, cpu: &mut Cpu, id: usize) -> Option<Way> {
-        let mfn = Mfn((self.blocks[id].key & !MODE) >> 12);
+        let mfn = frame_of(self.blocks[id].key);
         self.drop_frame(cpu, mfn);
         None
     }
@@ -204,15 +219,17 @@ impl CodeCache {
         let jump = &self.jumps[jump_slot(cpu.rip)];
         if jump.rip == cpu.rip && jump.tag == self.tag(cpu) {
             let block = &mut self.blocks[jump.block];
-            if block.checked == self.epoch {
+            if block.checked == self.still || block.checked == self.epoch {
                 return Ok(jump.block);
             }
             // Dropped blocks have 0 here: they are not to be found again.
             if block.checked != 0
                 && let Some(place) = jump.place
-                && same_bytes(place, &block.bytes)
+                && let Some(mark) = mark(cpu, frame_of(block.key), self.epoch, self.still, || {
+                    same_bytes(place, &block.bytes)
+                })
             {
-                block.checked = self.epoch;
+                block.checked = mark;
                 return Ok(jump.block);
             }
         }
@@ -236,7 +253,9 @@ impl CodeCache {
             Some(id) if self.still_right(cpu, id, &page)? => id,
             _ => self.add(cpu, &page, key)?,
         };
-        self.blocks[id].checked = self.epoch;
+        if self.blocks[id].checked != self.still {
+            self.blocks[id].checked = self.epoch;
+        }
         self.jumps[jump_slot(cpu.rip)] = Jump {
             rip: cpu.rip,
             tag: self.tag(cpu),
@@ -263,7 +282,8 @@ impl CodeCache {
         let block = &self.blocks[id];
         let place = page.frame.ptr.at(cpu.rip);
         let Some(second) = block.second else {
-            return Ok(block.checked == self.epoch || same_bytes(place, &block.bytes));
+            let known = [self.epoch, self.still].contains(&block.checked);
+            return Ok(known || same_bytes(place, &block.bytes));
         };
         let rest = cpu.fetch(next_page(cpu.rip))?;
         let (head, tail) = block.bytes.split_at(to_page_end(cpu.rip));
@@ -360,6 +380,28 @@ pub fn whole_instruction(cpu: &mut Cpu) -> Option<Instruction> {
 
 /// Marks 32-bit code.
 const MODE: u64 = 1 << 63;
+
+fn frame_of(key: u64) -> Mfn {
+    Mfn((key & !MODE) >> 12)
+}
+
+/// Marks code that holds still, above all numbers of runs.
+const STILL: u64 = 1 << 62;
+/// In every so manieth run frames are asked to hold still, which may take a lock.
+const ASK_EVERY: u64 = 64;
+
+/// What code of frame `mfn` is marked with in run `epoch` if it is `right`: `still`, if it
+/// will be so until told otherwise. (First it holds still, then it is looked at.)
+pub fn mark(
+    cpu: &Cpu,
+    mfn: Mfn,
+    epoch: u64,
+    still: u64,
+    right: impl FnOnce() -> bool,
+) -> Option<u64> {
+    let holds = epoch.is_multiple_of(ASK_EVERY) && cpu.phys.hold_still(mfn);
+    right().then_some(if holds { still } else { epoch })
+}
 
 fn mode(cpu: &Cpu) -> u64 {
     if cpu.compat.is_some() { MODE } else { 0 }

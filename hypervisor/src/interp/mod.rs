@@ -303,7 +303,9 @@ impl Interpreter {
         }
         self.code.next_epoch();
         self.code.make_room(&mut self.cpu);
+        self.code.set_still(self.cpu.phys.still_epoch());
         self.cpu.negative_epoch = self.code.epoch().wrapping_neg();
+        self.cpu.negative_still = self.code.still().wrapping_neg();
         self.cpu.jump_tag = self.code.jump_tag(&self.cpu);
     }
 

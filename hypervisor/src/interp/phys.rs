@@ -43,4 +43,13 @@ pub trait GuestPhys: Send + Sync {
     /// page-table entry was changed or a frame went away. Looked at when
     /// `run` begins.
     fn translation_epoch(&self) -> u64;
+
+    /// Asks for a frame's bytes to hold still: if so,
+    /// [`still_epoch`](Self::still_epoch) changes before they do, or, if the hypervisor itself
+    /// writes them, right after that. May say no at any time, and does not wait.
+    fn hold_still(&self, mfn: Mfn) -> bool;
+
+    /// A number that changes whenever a frame that was to hold still may change. Looked
+    /// at when `run` begins.
+    fn still_epoch(&self) -> u64;
 }

@@ -124,6 +124,8 @@ pub struct Cpu {
     pub left: i64,
     /// The negative of the run's number.
     pub negative_epoch: u64,
+    /// The negative of the mark of code that holds still, for compiled code.
+    pub negative_still: u64,
     /// Tells jumps that are known now from those of other tables and times.
     pub jump_tag: u64,
     /// Compiled code, if code is compiled.
@@ -162,6 +164,7 @@ impl Cpu {
             vector: Vector::new(),
             left: 0,
             negative_epoch: 0,
+            negative_still: 0,
             jump_tag: 0,
             compiled: None,
             panic: None,

@@ -77,6 +77,7 @@ impl Paging {
         let mfn = self.frames.mfn(index);
         let before = self.frames.at(index);
         self.frames.set(index, before.first_use_as(want));
+        store.use_begins(mfn);
         if before.frame_type() != want && self.frames.is_stale(before) {
             store.flush_writable(mfn);
             self.frames.advance_epoch();

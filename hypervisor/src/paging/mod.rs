@@ -145,6 +145,10 @@ pub trait TableStore {
     /// was given up before this call change it without asking again.
     fn flush_writable(&self, frame: Mfn);
 
+    /// Called when `frame`, which nobody could write, gets its first use of a type: from
+    /// now on its bytes may change.
+    fn use_begins(&self, frame: Mfn);
+
     /// Called when `frame` becomes a page table of any level (content about to
     /// be validated) so that an engine can drop what it cached of the frame's
     /// former life as a table.
@@ -190,6 +194,17 @@ impl Paging {
     pub fn frame_type(&self, mfn: Mfn) -> Option<(FrameType, u32)> {
         let frame = self.frames.at(self.frames.index(mfn)?);
         Some((frame.frame_type(), frame.type_count()))
+    }
+
+    /// Whether nobody can write to the domain's frame `mfn` before
+    /// [`TableStore::use_begins`] was called for it: it has no use as any type, and no vCPU
+    /// has a translation left of when it had.
+    #[must_use]
+    pub fn holds_still(&self, mfn: Mfn) -> bool {
+        self.frames.index(mfn).is_some_and(|index| {
+            let frame = self.frames.at(index);
+            frame.refs() > 0 && frame.type_count() == 0 && !self.frames.is_stale(frame)
+        })
     }
 
     /// Whether `mfn` is a RAM frame of the domain that somebody refers to.

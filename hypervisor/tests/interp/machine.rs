@@ -29,6 +29,9 @@ pub struct Machine {
     pub written: Mutex<Vec<Mfn>>,
     /// Frames that are not `FrameUse::Write`.
     pub limited: Mutex<Vec<(Mfn, FrameUse)>>,
+    /// Frames that hold still.
+    pub still: Mutex<Vec<Mfn>>,
+    pub still_epoch: AtomicU64,
 }
 
 // SAFETY: the memory is only touched atomically or bytewise through raw pointers.
@@ -58,6 +61,8 @@ impl Machine {
             epoch: AtomicU64::new(0),
             written: Mutex::default(),
             limited: Mutex::default(),
+            still: Mutex::default(),
+            still_epoch: AtomicU64::new(0),
         }
     }
 
@@ -151,5 +156,11 @@ impl GuestPhys for Machine {
     }
     fn translation_epoch(&self) -> u64 {
         self.epoch.load(Ordering::Relaxed)
+    }
+    fn hold_still(&self, mfn: Mfn) -> bool {
+        self.still.lock().unwrap().contains(&mfn)
+    }
+    fn still_epoch(&self) -> u64 {
+        self.still_epoch.load(Ordering::Relaxed)
     }
 }

@@ -44,6 +44,11 @@ pub fn indexed(base: Register, index: Register, displacement: i64) -> MemoryOper
     MemoryOperand::with_base_index_scale_displ_size(base, index, 8, displacement, 1)
 }
 
+/// `[index * 4]`.
+pub fn indexed_by_4(index: Register) -> MemoryOperand {
+    MemoryOperand::with_base_index_scale_displ_size(Register::None, index, 4, 0, 8)
+}
+
 impl Asm {
     /// Code that will lie at the end of `memory`.
     pub fn new(memory: &CodeMemory) -> Self {
@@ -139,6 +144,51 @@ impl Asm {
     /// `[to] = from`, 64 bits.
     pub fn store(&mut self, to: MemoryOperand, from: Register) {
         self.put(Instruction::with2(Code::Mov_rm64_r64, to, from));
+    }
+
+    /// `to = value`, a small one, by its lower half.
+    pub fn set_low(&mut self, to: Register, value: u32) {
+        let low = match to.number() {
+            n if n < 16 => Register::EAX + u32::try_from(n).unwrap_or(0),
+            _ => Register::None,
+        };
+        self.put(Instruction::with2(Code::Mov_r32_imm32, low, value));
+    }
+
+    /// `to = from << by`, the flags left alone.
+    pub fn shift_left(&mut self, to: Register, from: Register, by: Register) {
+        self.put(Instruction::with3(
+            Code::VEX_Shlx_r64_rm64_r64,
+            to,
+            from,
+            by,
+        ));
+    }
+
+    /// `to = from >> by`, the flags left alone.
+    pub fn shift_right(&mut self, to: Register, from: Register, by: Register) {
+        self.put(Instruction::with3(
+            Code::VEX_Shrx_r64_rm64_r64,
+            to,
+            from,
+            by,
+        ));
+    }
+
+    /// `to = from`, turned to the right, the flags left alone.
+    pub fn turn(&mut self, to: Register, from: Register, by: u32) {
+        let code = if to.is_gpr64() {
+            Code::VEX_Rorx_r64_rm64_imm8
+        } else {
+            Code::VEX_Rorx_r32_rm32_imm8
+        };
+        self.put(Instruction::with3(code, to, from, by));
+    }
+
+    /// Keeps the lowest 16 bits of a register, given by its lower half.
+    pub fn narrow(&mut self, register: Register) {
+        let low = Register::AX + u32::try_from(register.number()).unwrap_or(0);
+        self.put(Instruction::with2(Code::Movzx_r32_rm16, register, low));
     }
 
     /// `to = address`.

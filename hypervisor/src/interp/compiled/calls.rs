@@ -56,6 +56,15 @@ pub extern "sysv64" fn translate(frame: *mut u8, address: u64, kind: u64) -> u64
     })
 }
 
+/// Makes the vCPU's state that before the instruction of the site which has called
+/// shared code and would have come back to `address`. Always [`INTERPRET`].
+pub extern "sysv64" fn leave_site(frame: *mut u8, address: u64, _: u64) -> u64 {
+    kept(cpu(frame), |cpu| {
+        super::back_to_site(cpu, address);
+        INTERPRET
+    })
+}
+
 /// Compares region `number` with memory.
 pub extern "sysv64" fn verify(frame: *mut u8, number: u64, _: u64) -> u64 {
     kept(cpu(frame), |cpu| {

@@ -3,32 +3,22 @@
 //! Law: what can stop an instruction is tried before anything of it is done, so
 //! that the guest can always be left at its start. Memory is touched at
 //! addresses only that the current set of translations has just allowed for this
-//! many bytes:
+//! many bytes: `glue::translate` has allowed them.
 //!
-//! ```text
-//!   again: lea    place, (the guest's address)
-//!          rorx   test, place, 12;  movzx ecx, cl     the entry's number
-//!          mov    more, [set];  lea more, [more + test * 8]
-//!          mov    test, [more + key];  mov more, [more + addend]
-//!          lea    test, [test + place + size - 1]
-//!          lea    place, [place + more]
-//!          mov    more, 12;  shrx test, test, more
-//!          jrcxz  (hit);  jmp slow
-//!   hit:   (the instruction, with [place])
-//! ```
-//!
-//! Out of the way, `slow` calls [`calls::translate`](super::calls::translate) and
-//! goes back to `again`, or leaves before the instruction.
+//! Code that is executed once in a while is spoilt by its length more than by a call. So
+//! translations are made by shared code (`Glue::access`), and in place only within small
+//! loops. Shared code that can't do its part leaves for the interpreter, before the
+//! instruction of the [`Site`] that called it.
 
 use super::{
-    asm::{Asm, Label, at, indexed},
+    asm::{Asm, Label, at},
     calls,
-    glue::Glue,
+    glue::{self, Glue},
     layout::{
-        self, MORE, PLACE, STACK, TEST, home, left, left_high, negative_epoch, page, register,
-        temporary, word,
+        MORE, PLACE, STACK, TEST, home, left, left_high, negative_still, page, register, temporary,
+        word,
     },
-    region::{Item, Kind, Parts},
+    region::{Item, Kind, Parts, is_high},
 };
 use crate::interp::{
     host::CodeMemory,
@@ -45,6 +35,20 @@ pub struct Emitted {
     pub entries: Vec<Entry>,
     /// Its links, from the first that it was given.
     pub links: Vec<Link>,
+    /// Its sites, in the order of their addresses.
+    pub sites: Vec<Site>,
+}
+
+/// A call of shared code that may leave before the instruction it is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Site {
+    /// The address that it returns to.
+    pub behind: u64,
+    /// The instruction's offset in its page.
+    pub offset: u16,
+    /// Instructions that its segment was charged for and which are not done: those from
+    /// here on.
+    pub rest: u16,
 }
 
 /// A branch to another region of the same page.
@@ -87,7 +91,6 @@ enum Cold {
         from: Label,
         again: Label,
         item: usize,
-        place: Place,
         kind: i32,
     },
     /// Leaves before an instruction, whose segment is charged for already.
@@ -110,6 +113,7 @@ pub struct Emitter<'a> {
     number: usize,
     first_link: usize,
     links: Vec<Link>,
+    sites: Vec<Site>,
 }
 
 /// `[base + index * scale + displacement]`.
@@ -160,6 +164,7 @@ impl<'a> Emitter<'a> {
             number,
             first_link,
             links: Vec::new(),
+            sites: Vec::new(),
         }
     }
 
@@ -193,6 +198,7 @@ impl<'a> Emitter<'a> {
             code: self.asm.finish()?,
             entries,
             links: self.links,
+            sites: self.sites,
         })
     }
 
@@ -223,7 +229,7 @@ impl<'a> Emitter<'a> {
         let near = asm.here();
         let checked = self.memory.word_address(word::CHECKED + self.number);
         asm.load(TEST, at(Register::RIP, checked.cast_signed()));
-        asm.load(MORE, negative_epoch());
+        asm.load(MORE, negative_still());
         asm.lea(TEST, MemoryOperand::with_base_index(TEST, MORE));
         let (verify, wrong) = (asm.label(), asm.label());
         asm.jump_if_rcx(verify);
@@ -258,24 +264,24 @@ impl<'a> Emitter<'a> {
             Kind::Skip => {}
             Kind::Native => self.native(n, i)?,
             Kind::Push => self.push(n, i)?,
-            Kind::Pop => self.pop(n, i),
-            Kind::Leave => self.leave_frame(n),
+            Kind::Pop => self.pop(n, i)?,
+            Kind::Leave => self.leave_frame(n)?,
             Kind::Jump => self.go(i.near_branch64()),
             Kind::Branch(condition) => {
                 let to = self.target(i.near_branch64());
                 self.asm.jump_if(condition, to);
             }
             Kind::Call => {
-                self.push_return(n, i.next_ip());
+                self.push_return(n, i.next_ip())?;
                 self.go(i.near_branch64());
             }
             Kind::JumpBy => {
                 self.operand(n, i)?;
-                self.find(n);
+                self.find(n)?;
                 self.asm.jump_by(MORE);
             }
             Kind::CallBy => self.call_by(n, i)?,
-            Kind::Return => self.ret(n, i),
+            Kind::Return => self.ret(n, i)?,
             Kind::Interpret => {
                 for op in &self.ops[item.ops.clone()] {
                     let op = std::ptr::from_ref(op).expose_provenance();
@@ -311,46 +317,34 @@ impl<'a> Emitter<'a> {
     }
 
     /// PLACE becomes where the host has the guest's `bytes` bytes at `place`.
-    fn translate(&mut self, item: usize, place: Place, bytes: usize, write: bool) {
+    fn translate(&mut self, item: usize, place: Place, bytes: usize, write: bool) -> Option<()> {
+        guest_address(&mut self.asm, place);
+        if !self.parts.items[item].in_loop {
+            self.asm.call(self.glue.access(bytes, write)?);
+            return self.site(item);
+        }
         let again = self.asm.label();
         self.asm.bind(again);
-        guest_address(&mut self.asm, place);
-        let asm = &mut self.asm;
-        asm.put(Instruction::with3(
-            Code::VEX_Rorx_r64_rm64_imm8,
-            TEST,
-            PLACE,
-            12,
-        ));
-        asm.put(Instruction::with2(
-            Code::Movzx_r32_rm8,
-            Register::ECX,
-            Register::CL,
-        ));
-        asm.load(MORE, layout::fast_set());
-        asm.lea(MORE, indexed(MORE, TEST, 0));
-        asm.load(TEST, at(MORE, layout::keys(write)));
-        asm.load(MORE, at(MORE, layout::addends()));
-        let reach = i64::try_from(bytes).unwrap_or(0) - 1;
-        asm.lea(TEST, address(TEST, PLACE, 1, reach));
-        asm.lea(PLACE, MemoryOperand::with_base_index(PLACE, MORE));
-        asm.put(Instruction::with2(Code::Mov_r32_imm32, Register::R15D, 12));
-        asm.put(Instruction::with3(
-            Code::VEX_Shrx_r64_rm64_r64,
-            TEST,
-            TEST,
-            MORE,
-        ));
-        let from = asm.label();
-        asm.jump_if_rcx(from);
-        let size = i32::try_from(bytes).unwrap_or(0);
+        let from = glue::translate(&mut self.asm, bytes, write);
+        let size = i32::try_from(bytes).ok()?;
         self.cold.push(Cold::Slow {
             from,
             again,
             item,
-            place,
             kind: size | if write { calls::WRITE } else { 0 },
         });
+        Some(())
+    }
+
+    /// Shared code was called, which may leave before `item`.
+    fn site(&mut self, item: usize) -> Option<()> {
+        let item = &self.parts.items[item];
+        self.sites.push(Site {
+            behind: self.asm.here(),
+            offset: u16::try_from(item.instruction.ip()).ok()?,
+            rest: u16::try_from(item.rest).ok()?,
+        });
+        Some(())
     }
 
     /// The instruction itself on the host.
@@ -362,7 +356,7 @@ impl<'a> Emitter<'a> {
         let mut copy = *i;
         if let Some(operand) = memory {
             let write = operand == 0 && writes_first(i);
-            self.translate(n, Place::Operand(*i), i.memory_size().size(), write);
+            self.translate(n, Place::Operand(*i), i.memory_size().size(), write)?;
             copy.set_memory_base(PLACE);
             copy.set_memory_index(Register::None);
             copy.set_memory_index_scale(1);
@@ -386,6 +380,10 @@ impl<'a> Emitter<'a> {
                 continue;
             }
             let guest = i.op_register(k);
+            if is_high(guest) {
+                // At home under its own name.
+                continue;
+            }
             let number = guest.full_register().number();
             let stand = match home(number) {
                 Some(home) => home,
@@ -430,16 +428,16 @@ impl<'a> Emitter<'a> {
     }
 
     /// PLACE becomes where the host has a new word on the stack.
-    fn push_place(&mut self, n: usize) {
-        self.translate(n, Place::Push, 8, true);
+    fn push_place(&mut self, n: usize) -> Option<()> {
+        self.translate(n, Place::Push, 8, true)
     }
 
-    fn top(&mut self, n: usize) {
-        self.translate(n, Place::Top, 8, false);
+    fn top(&mut self, n: usize) -> Option<()> {
+        self.translate(n, Place::Top, 8, false)
     }
 
     fn push(&mut self, n: usize, i: &Instruction) -> Option<()> {
-        self.push_place(n);
+        self.push_place(n)?;
         if i.op0_kind() == OpKind::Register {
             let number = i.op0_register().full_register().number();
             let from = match home(number) {
@@ -462,8 +460,8 @@ impl<'a> Emitter<'a> {
         Some(())
     }
 
-    fn pop(&mut self, n: usize, i: &Instruction) {
-        self.top(n);
+    fn pop(&mut self, n: usize, i: &Instruction) -> Option<()> {
+        self.top(n)?;
         self.asm.lea(STACK, at(STACK, 8));
         let number = i.op0_register().full_register().number();
         match home(number) {
@@ -473,20 +471,23 @@ impl<'a> Emitter<'a> {
                 self.asm.store(slot_of(number), TEST);
             }
         }
+        Some(())
     }
 
-    fn leave_frame(&mut self, n: usize) {
-        self.translate(n, Place::Frame, 8, false);
+    fn leave_frame(&mut self, n: usize) -> Option<()> {
+        self.translate(n, Place::Frame, 8, false)?;
         self.asm.lea(STACK, at(Register::RBP, 8));
         self.asm.load(Register::RBP, at(PLACE, 0));
+        Some(())
     }
 
-    fn push_return(&mut self, n: usize, back: u64) {
-        self.push_place(n);
+    fn push_return(&mut self, n: usize, back: u64) -> Option<()> {
+        self.push_place(n)?;
         self.asm.load(TEST, page());
         self.asm.lea(TEST, at(TEST, back.cast_signed()));
         self.asm.store(at(PLACE, 0), TEST);
         self.asm.lea(STACK, at(STACK, -8));
+        Some(())
     }
 
     /// PLACE becomes the operand of an indirect branch.
@@ -498,7 +499,7 @@ impl<'a> Emitter<'a> {
                 i.op0_register().full_register().number(),
             );
         } else {
-            self.translate(n, Place::Operand(*i), 8, false);
+            self.translate(n, Place::Operand(*i), 8, false)?;
             self.asm.load(PLACE, at(PLACE, 0));
         }
         Some(())
@@ -506,30 +507,30 @@ impl<'a> Emitter<'a> {
 
     /// MORE becomes where to go for the address in PLACE. If that is not known
     /// the interpreter does the instruction, which may raise an exception.
-    fn find(&mut self, n: usize) {
+    fn find(&mut self, n: usize) -> Option<()> {
         self.asm.call(self.glue.find);
-        let unknown = self.leave(n, calls::INTERPRET);
-        self.asm.jump_if_rcx(unknown);
+        self.site(n)
     }
 
     fn call_by(&mut self, n: usize, i: &Instruction) -> Option<()> {
         self.operand(n, i)?;
-        self.find(n);
+        self.find(n)?;
         self.asm.store(temporary(0), PLACE);
         self.asm.store(temporary(1), MORE);
-        self.push_return(n, i.next_ip());
+        self.push_return(n, i.next_ip())?;
         self.asm.load(PLACE, temporary(0));
         self.asm.jump_through(temporary(1));
         Some(())
     }
 
-    fn ret(&mut self, n: usize, i: &Instruction) {
-        self.top(n);
+    fn ret(&mut self, n: usize, i: &Instruction) -> Option<()> {
+        self.top(n)?;
         self.asm.load(PLACE, at(PLACE, 0));
-        self.find(n);
+        self.find(n)?;
         let more = if i.op_count() > 0 { i.immediate(0) } else { 0 };
         self.asm.lea(STACK, at(STACK, 8 + more.cast_signed()));
         self.asm.jump_by(MORE);
+        Some(())
     }
 
     fn cold(&mut self, cold: &Cold) -> Option<()> {
@@ -538,11 +539,10 @@ impl<'a> Emitter<'a> {
                 from,
                 again,
                 item,
-                place,
                 kind,
             } => {
                 self.asm.bind(from);
-                guest_address(&mut self.asm, place);
+                self.asm.load(PLACE, glue::address());
                 self.asm.set(TEST, kind);
                 self.asm.call(self.glue.translate);
                 let away = self.leave(item, calls::INTERPRET);

@@ -5,9 +5,12 @@
 //! unwinds into compiled code.
 
 use super::{
-    asm::{Asm, at, indexed},
+    asm::{Asm, Label, at, indexed, indexed_by_4},
     calls,
-    layout::{FRAME, JUMPS, MORE, PLACE, TEST, flags, homes, jump_tag, rip, temporary, word},
+    layout::{
+        ENTRY_WORDS, FRAME, JUMP_DROP, JUMP_TURN, MORE, NUMBER_SHIFTS, PLACE, TEST, addend,
+        fast_set, flags, homes, jump_tag, key, negative_epoch, rip, temporary, word,
+    },
 };
 use crate::interp::{host::CodeMemory, op::slot};
 use iced_x86::{Code, Instruction, MemoryOperand, Register};
@@ -27,12 +30,20 @@ pub struct Glue {
     pub interpret: u64,
     /// `call`: compares region PLACE with memory; TEST is zero if it is right.
     pub verify: u64,
-    /// `call`: where to go for the address PLACE: in MORE, and TEST is zero, if
-    /// it is known.
+    /// For accesses of 1, 2, 4 and 8 bytes, for reading and for writing: `call`; PLACE, a
+    /// guest's address, becomes the host's. Only from a site: see `leave_site`.
+    access: [[u64; 4]; 2],
+    /// `call`: MORE becomes where to go for the address PLACE. Only from a site.
     pub find: u64,
+    /// Leaves before the instruction of the site that called one of the above and could
+    /// not be served.
+    leave_site: u64,
     /// Goes on at the address PLACE.
     pub go: u64,
 }
+
+/// Bytes of an access.
+const SIZES: [usize; 4] = [1, 2, 4, 8];
 
 /// Registers of the host that a function of ours may change.
 const VOLATILE: [Register; 8] = [
@@ -70,13 +81,28 @@ impl Glue {
         glue.translate = asm.here();
         call_quick(&mut asm, calls::translate as *const () as u64);
         glue.verify = asm.here();
-        call_quick(&mut asm, calls::verify as *const () as u64);
+        verify(&mut asm, memory);
         glue.interpret = asm.here();
         interpret(&mut asm, tail);
-        glue.find = asm.here();
+        glue.leave_site = asm.here();
+        leave_site(&mut asm, tail);
+        for (write, row) in [false, true].into_iter().zip(0..) {
+            for (bytes, column) in SIZES.into_iter().zip(0..) {
+                glue.access[row][column] = asm.here();
+                access(&mut asm, &glue, bytes, write);
+            }
+        }
+        let look = asm.here();
         find(&mut asm, memory);
+        glue.find = asm.here();
+        asm.call(look);
+        let unknown = asm.label();
+        asm.jump_if_rcx(unknown);
+        asm.put(Instruction::with(Code::Retnq));
+        asm.bind(unknown);
+        asm.jump_to(glue.leave_site);
         glue.go = asm.here();
-        asm.call(glue.find);
+        asm.call(look);
         let away = asm.label();
         asm.jump_if_rcx(away);
         asm.jump_by(MORE);
@@ -85,6 +111,12 @@ impl Glue {
         asm.jump_to(glue.leave);
         memory.add(&asm.finish()?)?;
         Some(glue)
+    }
+
+    /// The shared code that makes a translation; `None` for sizes that have none.
+    pub fn access(&self, bytes: usize, write: bool) -> Option<u64> {
+        let size = SIZES.iter().position(|size| *size == bytes)?;
+        Some(self.access[usize::from(write)][size])
     }
 }
 
@@ -184,6 +216,21 @@ fn call_quick(asm: &mut Asm, function: u64) {
     asm.put(Instruction::with(Code::Retnq));
 }
 
+/// Region PLACE, whose bytes do not hold still: TEST is zero if it was compared in this run,
+/// or is right.
+fn verify(asm: &mut Asm, memory: &CodeMemory) {
+    let table = memory.word_address(word::CHECKED).cast_signed();
+    asm.lea(MORE, at(Register::RIP, table));
+    asm.load(TEST, indexed(MORE, PLACE, 0));
+    asm.load(MORE, negative_epoch());
+    asm.lea(TEST, MemoryOperand::with_base_index(TEST, MORE));
+    let stale = asm.label();
+    asm.jump_if_rcx(stale);
+    asm.put(Instruction::with(Code::Retnq));
+    asm.bind(stale);
+    call_quick(asm, calls::verify as *const () as u64);
+}
+
 fn interpret(asm: &mut Asm, tail: u64) {
     store_all(asm);
     store_flags(asm);
@@ -199,50 +246,105 @@ fn interpret(asm: &mut Asm, tail: u64) {
     asm.jump_to(tail);
 }
 
-/// Looks the address PLACE up among the remembered jumps.
+/// Looks the address PLACE up among the remembered jumps: where to go is in MORE, and
+/// TEST is zero, if it is known.
 fn find(asm: &mut Asm, memory: &CodeMemory) {
-    let table = |word: usize| i64::try_from(word * 8).unwrap_or(0);
-    // The number, as `layout::jump_number` has it.
-    asm.put(Instruction::with3(
-        Code::VEX_Rorx_r64_rm64_imm8,
-        TEST,
-        PLACE,
-        12,
-    ));
+    let word = |word: usize| i64::try_from(word * 8).unwrap_or(0);
+    // The number, as `layout::jump_word` has it.
+    asm.turn(TEST, PLACE, JUMP_TURN);
     asm.lea(TEST, MemoryOperand::with_base_index(TEST, PLACE));
-    let narrow = |asm: &mut Asm| {
-        asm.put(Instruction::with2(
-            Code::Movzx_r32_rm16,
-            Register::ECX,
-            Register::CX,
-        ));
-    };
-    narrow(asm);
-    asm.put(Instruction::with3(
-        Code::VEX_Rorx_r32_rm32_imm8,
-        Register::ECX,
-        Register::ECX,
-        4,
-    ));
-    narrow(asm);
-    const { assert!(JUMPS == 1 << 12) };
+    asm.narrow(Register::ECX);
+    asm.turn(Register::ECX, Register::ECX, JUMP_DROP);
+    asm.narrow(Register::ECX);
     asm.lea(
         MORE,
-        at(Register::RIP, memory.word_address(0).cast_signed()),
+        at(Register::RIP, memory.word_address(word::JUMP).cast_signed()),
     );
+    const { assert!(word::JUMP_WORDS == 4) };
+    asm.lea(TEST, indexed_by_4(TEST));
     asm.lea(MORE, indexed(MORE, TEST, 0));
-    asm.load(TEST, at(MORE, table(word::JUMP_KEY)));
+    asm.load(TEST, at(MORE, word(word::JUMP_KEY)));
     asm.lea(TEST, MemoryOperand::with_base_index(TEST, PLACE));
     let unknown = asm.label();
     asm.jump_if_rcx(unknown);
     // The right address: of the right tables, too?
     asm.store(temporary(2), PLACE);
     asm.load(PLACE, jump_tag());
-    asm.load(TEST, at(MORE, table(word::JUMP_TAG)));
+    asm.load(TEST, at(MORE, word(word::JUMP_TAG)));
     asm.lea(TEST, MemoryOperand::with_base_index(TEST, PLACE));
     asm.load(PLACE, temporary(2));
-    asm.load(MORE, at(MORE, table(word::JUMP_ENTRY)));
+    asm.load(MORE, at(MORE, word(word::JUMP_ENTRY)));
     asm.bind(unknown);
     asm.put(Instruction::with(Code::Retnq));
-    const { assert!(slot::TEMP + 3 < 32) };
+    const { assert!(slot::TEMP + 4 < 32) };
+}
+
+/// PLACE, a guest's address, becomes where the host has `bytes` bytes at it. Goes to the
+/// label where there is no translation; the address is in a temporary then.
+pub fn translate(asm: &mut Asm, bytes: usize, write: bool) -> Label {
+    let [left, right] = NUMBER_SHIFTS;
+    asm.store(address(), PLACE);
+    asm.set_low(MORE, left);
+    asm.shift_left(TEST, PLACE, MORE);
+    asm.set_low(MORE, right);
+    asm.shift_right(TEST, TEST, MORE);
+    const { assert!(ENTRY_WORDS == 4) };
+    asm.lea(TEST, indexed_by_4(TEST));
+    asm.load(MORE, fast_set());
+    asm.lea(MORE, indexed(MORE, TEST, 0));
+    asm.load(TEST, at(MORE, key(write)));
+    asm.load(MORE, at(MORE, addend()));
+    let reach = i64::try_from(bytes).unwrap_or(0) - 1;
+    asm.lea(
+        TEST,
+        MemoryOperand::with_base_index_scale_displ_size(TEST, PLACE, 1, reach, 1),
+    );
+    asm.lea(PLACE, MemoryOperand::with_base_index(PLACE, MORE));
+    asm.set_low(MORE, 12);
+    asm.shift_right(TEST, TEST, MORE);
+    let missing = asm.label();
+    asm.jump_if_rcx(missing);
+    missing
+}
+
+/// Where [`translate`] keeps the guest's address.
+pub fn address() -> MemoryOperand {
+    temporary(3)
+}
+
+/// `call`: [`translate`]s, and leaves before the instruction of the caller's if there
+/// can be no translation.
+fn access(asm: &mut Asm, glue: &Glue, bytes: usize, write: bool) {
+    let again = asm.label();
+    asm.bind(again);
+    let missing = translate(asm, bytes, write);
+    asm.put(Instruction::with(Code::Retnq));
+    asm.bind(missing);
+    asm.load(PLACE, address());
+    let size = i32::try_from(bytes).unwrap_or(0);
+    asm.set(TEST, size | if write { calls::WRITE } else { 0 });
+    // Aligns the stack, as it is where regions call.
+    asm.lea(Register::RSP, at(Register::RSP, -8));
+    asm.call(glue.translate);
+    asm.lea(Register::RSP, at(Register::RSP, 8));
+    let away = asm.label();
+    asm.jump_if_rcx(away);
+    asm.jump(again);
+    asm.bind(away);
+    asm.jump_to(glue.leave_site);
+}
+
+/// Leaves before the instruction of the site that our return address tells, for the
+/// interpreter.
+fn leave_site(asm: &mut Asm, tail: u64) {
+    asm.load(PLACE, at(Register::RSP, 0));
+    asm.lea(Register::RSP, at(Register::RSP, 8));
+    store_all(asm);
+    store_flags(asm);
+    asm.mov(Register::RDI, FRAME);
+    asm.mov(Register::RSI, PLACE);
+    asm.set_address(Register::RAX, calls::leave_site as *const () as u64);
+    asm.put(Instruction::with1(Code::Call_rm64, Register::RAX));
+    asm.mov(TEST, Register::RAX);
+    asm.jump_to(tail);
 }

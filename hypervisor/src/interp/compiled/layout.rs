@@ -19,7 +19,7 @@
 
 use super::super::{
     flags::Flags,
-    host::{FAST_ADDEND, FAST_READ, FAST_WRITE},
+    host::{FAST_ADDEND, FAST_ENTRY_BYTES, FAST_NUMBER_BITS, FAST_READ, FAST_WRITE},
     op::slot,
     state::Cpu,
     tlb::Tlb,
@@ -110,6 +110,11 @@ pub fn negative_epoch() -> MemoryOperand {
     field(offset_of!(Cpu, negative_epoch))
 }
 
+/// The negative of the mark of code that holds still.
+pub fn negative_still() -> MemoryOperand {
+    field(offset_of!(Cpu, negative_still))
+}
+
 /// What jumps found in this run are tagged with.
 pub fn jump_tag() -> MemoryOperand {
     field(offset_of!(Cpu, jump_tag))
@@ -120,28 +125,43 @@ pub fn fast_set() -> MemoryOperand {
     field(offset_of!(Cpu, tlb) + offset_of!(Tlb, fast_set))
 }
 
-/// A set's keys, for writing or reading, relative to its entry's number.
-pub fn keys(write: bool) -> i64 {
+/// Where an entry of a set has its key, for writing or reading.
+pub fn key(write: bool) -> i64 {
     i64::try_from(if write { FAST_WRITE } else { FAST_READ }).unwrap_or(0)
 }
 
-/// A set's addends.
-pub fn addends() -> i64 {
+/// Where an entry of a set has its addend.
+pub fn addend() -> i64 {
     i64::try_from(FAST_ADDEND).unwrap_or(0)
 }
+
+/// Shifts, to the left and then to the right, that make an entry's number of an address.
+pub const NUMBER_SHIFTS: [u32; 2] = [64 - 12 - FAST_NUMBER_BITS, 64 - FAST_NUMBER_BITS];
+/// An entry is this many words.
+pub const ENTRY_WORDS: u32 = {
+    assert!(FAST_ENTRY_BYTES == 32);
+    4
+};
 
 /// The address of the code page.
 pub fn page() -> MemoryOperand {
     register(slot::PAGE)
 }
 
-/// Room for two words while an instruction is executed.
+/// Room for four words while an instruction is executed: two for the emitter, one for
+/// looking up jumps, one for translating.
 pub fn temporary(n: u8) -> MemoryOperand {
     register(slot::TEMP + 1 + n)
 }
 
 /// Jumps that are remembered.
-pub const JUMPS: usize = 4096;
+pub const JUMPS: usize = 1 << JUMP_BITS;
+const JUMP_BITS: u32 = 14;
+/// Of an address plus itself turned to the right by so much, the lowest 16 bits but
+/// [`JUMP_DROP`] number its jump. (Two returns are not that near each other.)
+pub const JUMP_TURN: u32 = 13;
+/// See [`JUMP_TURN`].
+pub const JUMP_DROP: u32 = 16 - JUMP_BITS;
 /// Regions that there can be.
 pub const REGIONS: usize = 1 << 15;
 /// Links that there can be.
@@ -150,22 +170,27 @@ pub const LINKS: usize = 1 << 17;
 /// The words of data behind the code.
 pub mod word {
     use super::{JUMPS, LINKS, REGIONS};
-    /// Negative addresses of remembered jumps.
+    /// Remembered jumps, of [`JUMP_WORDS`] each.
+    pub const JUMP: usize = 0;
+    /// Half a cache line.
+    pub const JUMP_WORDS: usize = 4;
+    /// In a jump: its negative address.
     pub const JUMP_KEY: usize = 0;
-    /// Their negative tags.
-    pub const JUMP_TAG: usize = JUMPS;
-    /// Where they go.
-    pub const JUMP_ENTRY: usize = 2 * JUMPS;
+    /// In a jump: its negative tag.
+    pub const JUMP_TAG: usize = 1;
+    /// In a jump: where it goes.
+    pub const JUMP_ENTRY: usize = 2;
     /// For each region the number of the run that has compared it with memory.
-    pub const CHECKED: usize = 3 * JUMPS;
+    pub const CHECKED: usize = JUMP + JUMP_WORDS * JUMPS;
     /// For each link where it goes.
     pub const LINK: usize = CHECKED + REGIONS;
     /// All of them.
     pub const COUNT: usize = LINK + LINKS;
 }
 
-/// The remembered jump for an address.
-pub fn jump_number(address: u64) -> usize {
-    let mixed = address.wrapping_add(address.rotate_right(12));
-    usize::try_from(mixed >> 4 & (JUMPS as u64 - 1)).unwrap_or(0)
+/// The first word of the remembered jump for an address.
+pub fn jump_word(address: u64) -> usize {
+    let mixed = address.wrapping_add(address.rotate_right(JUMP_TURN));
+    let number = usize::try_from((mixed & 0xffff) >> JUMP_DROP).unwrap_or(0);
+    word::JUMP + word::JUMP_WORDS * number
 }

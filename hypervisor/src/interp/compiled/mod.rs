@@ -20,7 +20,8 @@
 //!   own words, and guest memory where the TLB has allowed just this access.
 //! - It can be left before each instruction, and then is the guest's state exactly.
 //! - A region is executed only if memory held its bytes when it was last
-//!   compared: once in every run, as with blocks. It goes with its frame's blocks.
+//!   compared: as with blocks, in this run, or since its frame holds still. It goes with
+//!   its frame's blocks.
 //! - It is left after a bounded number of instructions.
 
 mod asm;
@@ -31,13 +32,14 @@ mod layout;
 mod region;
 
 use super::{
+    code,
     host::{CodeMemory, copy_out, enter, same_bytes},
     op::Op,
     pages::NumberMap,
     phys::FrameUse,
     state::Cpu,
 };
-use emit::{Emitter, Entry};
+use emit::{Emitter, Entry, Site};
 use glue::Glue;
 use guest_abi::addr::Mfn;
 use layout::{LINKS, REGIONS, word};
@@ -62,7 +64,11 @@ struct Region {
     /// What the interpreter does for it: compiled code has the addresses.
     _ops: Box<[Op]>,
     entries: Box<[Entry]>,
-    /// The run in which memory was last seen to hold `bytes`; 0 is never.
+    /// Where its code is.
+    code: u64,
+    sites: Box<[Site]>,
+    /// The run in which memory was last seen to hold `bytes`, or the mark that it holds
+    /// still since; 0 is never.
     checked: u64,
     dropped: bool,
 }
@@ -142,11 +148,11 @@ impl Compiled {
 
     /// Remembers where to go for `address`.
     pub fn remember(&mut self, address: u64, tag: u64, way: Way) {
-        let n = layout::jump_number(address);
-        self.memory
-            .set_word(word::JUMP_KEY + n, address.wrapping_neg());
-        self.memory.set_word(word::JUMP_TAG + n, tag.wrapping_neg());
-        self.memory.set_word(word::JUMP_ENTRY + n, way.entry.far);
+        let jump = layout::jump_word(address);
+        let mut set = |word, value| self.memory.set_word(jump + word, value);
+        set(word::JUMP_KEY, address.wrapping_neg());
+        set(word::JUMP_TAG, tag.wrapping_neg());
+        set(word::JUMP_ENTRY, way.entry.far);
     }
 
     /// Lets `link`, which has just led to `way`, go there by itself.
@@ -218,6 +224,7 @@ impl Compiled {
         let number = self.regions.len();
         let ops: Box<[Op]> = std::mem::take(&mut parts.ops).into();
         let first = self.links.len();
+        let code = self.memory.next() as u64;
         let emitter = Emitter::new(&self.memory, &self.glue, &parts, &ops, number, first);
         let emitted = emitter.emit()?;
         let room = number < REGIONS && first + emitted.links.len() <= LINKS;
@@ -245,6 +252,8 @@ impl Compiled {
             bytes: bytes[..parts.len].into(),
             _ops: ops,
             entries: emitted.entries.into(),
+            code,
+            sites: emitted.sites.into(),
             checked: 0,
             dropped: false,
         });
@@ -252,25 +261,45 @@ impl Compiled {
     }
 }
 
+/// Goes back to before the instruction whose site `address` is behind: the last region
+/// that begins before `address` has it.
+fn back_to_site(cpu: &mut Cpu, address: u64) {
+    let site = cpu.compiled.as_ref().and_then(|compiled| {
+        let behind = compiled.regions.partition_point(|r| r.code < address);
+        let region = compiled.regions.get(behind.checked_sub(1)?)?;
+        let n = region.sites.binary_search_by_key(&address, |s| s.behind);
+        region.sites.get(n.ok()?).copied()
+    });
+    let site = site.expect("only sites call what leaves so");
+    cpu.rip = cpu.in_page(u64::from(site.offset));
+    cpu.left += i64::from(site.rest);
+}
+
 /// Whether region `number` is there and memory still holds its bytes; then it
 /// may be executed in this run.
 fn verify(cpu: &mut Cpu, number: usize) -> bool {
-    let Some(compiled) = &mut cpu.compiled else {
-        return false;
-    };
-    let region = compiled.regions.get_mut(number);
+    let [epoch, still] = marks(cpu);
+    let compiled = cpu.compiled.as_ref();
+    let region = compiled.and_then(|compiled| compiled.regions.get(number));
     let Some(region) = region.filter(|region| !region.dropped) else {
         return false;
     };
-    let right = cpu.phys.frame(region.mfn).is_some_and(|frame| {
-        frame.usage >= FrameUse::Read && same_bytes(frame.ptr.at(region.start), &region.bytes)
+    let mark = code::mark(cpu, region.mfn, epoch, still, || {
+        let frame = cpu.phys.frame(region.mfn);
+        frame.is_some_and(|frame| {
+            frame.usage >= FrameUse::Read && same_bytes(frame.ptr.at(region.start), &region.bytes)
+        })
     });
-    if right {
-        let epoch = cpu.negative_epoch.wrapping_neg();
-        region.checked = epoch;
-        compiled.memory.set_word(word::CHECKED + number, epoch);
+    if let (Some(mark), Some(compiled)) = (mark, &mut cpu.compiled) {
+        compiled.regions[number].checked = mark;
+        compiled.memory.set_word(word::CHECKED + number, mark);
     }
-    right
+    mark.is_some()
+}
+
+/// What code is marked with that may be executed in this run.
+fn marks(cpu: &Cpu) -> [u64; 2] {
+    [cpu.negative_epoch, cpu.negative_still].map(u64::wrapping_neg)
 }
 
 /// Whether a region may be executed in this run.
@@ -280,8 +309,7 @@ pub fn is_right(cpu: &mut Cpu, way: Way) -> bool {
         .compiled
         .as_ref()
         .and_then(|compiled| compiled.regions.get(way.region));
-    known.is_some_and(|region| region.checked == cpu.negative_epoch.wrapping_neg())
-        || verify(cpu, way.region)
+    known.is_some_and(|region| marks(cpu).contains(&region.checked)) || verify(cpu, way.region)
 }
 
 /// Enters at `way`, for `budget` instructions at most, which are not fewer than

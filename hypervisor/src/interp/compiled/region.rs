@@ -19,6 +19,8 @@ use std::ops::Range;
 
 /// Instructions in a region.
 const INSTRUCTIONS: usize = 160;
+/// Instructions in a loop that is translated for in place.
+const SMALL_LOOP: usize = 32;
 const _: () = assert!((INSTRUCTIONS as u64) < super::LEAST);
 /// Bytes of code looked at for one.
 pub const BYTES: usize = 768;
@@ -71,6 +73,8 @@ pub struct Item {
     pub looped: bool,
     /// Whether code outside may enter here.
     pub entry: bool,
+    /// Whether it is part of a small loop, and so likely to be executed many times.
+    pub in_loop: bool,
 }
 
 /// A region, taken apart.
@@ -134,6 +138,7 @@ impl Parts {
             label: false,
             looped: false,
             entry: self.items.is_empty(),
+            in_loop: false,
         });
         kind
     }
@@ -148,22 +153,31 @@ impl Parts {
 
     fn find_labels(&mut self) {
         for n in 0..self.items.len() {
-            let item = &self.items[n];
-            match item.kind {
-                Kind::Jump | Kind::Branch(_) => {
-                    if let Some(to) = self.at(item.instruction.near_branch64()) {
-                        self.items[to].label = true;
-                        self.items[to].entry = true;
-                        self.items[to].looped |= to <= n;
-                    }
-                }
-                // Where calls, and what the interpreter does, come back to.
-                Kind::Call | Kind::CallBy | Kind::LeaveOut => {
-                    if let Some(next) = self.items.get_mut(n + 1) {
-                        next.entry = true;
-                    }
-                }
-                _ => {}
+            let kind = self.items[n].kind;
+            if let Kind::Jump | Kind::Branch(_) | Kind::Call = kind
+                && let Some(to) = self.at(self.items[n].instruction.near_branch64())
+            {
+                self.items[to].label = true;
+                self.items[to].entry = true;
+                self.items[to].looped |= to <= n;
+                self.note_loop(to, n);
+            }
+            // Where calls, and what the interpreter does, come back to.
+            if let Kind::Call | Kind::CallBy | Kind::LeaveOut = kind
+                && let Some(next) = self.items.get_mut(n + 1)
+            {
+                next.entry = true;
+            }
+        }
+    }
+
+    /// A branch leads from `from` to `to`. (A compiler puts what is unlikely behind the
+    /// rest, and jumps back from there: that is no loop.)
+    fn note_loop(&mut self, to: usize, from: usize) {
+        if matches!(self.items[from].kind, Kind::Branch(_)) && (to..to + SMALL_LOOP).contains(&from)
+        {
+            for item in &mut self.items[to..=from] {
+                item.in_loop = true;
             }
         }
     }
@@ -283,16 +297,16 @@ fn is_plain(i: &Instruction) -> bool {
 fn is_native(i: &Instruction) -> bool {
     use Mnemonic as M;
     let memory = has_memory(i);
+    let high = (0..i.op_count()).any(|n| is_high(i.op_register(n)));
+    if high && !has_plain_encoding(i) {
+        return false;
+    }
     if i.has_lock_prefix() || (memory && !is_plain(i)) || has_absolute_address(i) {
         return false;
     }
     for n in 0..i.op_count() {
         let allowed = match i.op_kind(n) {
-            OpKind::Register => {
-                let r = i.op_register(n);
-                let high = matches!(r, Register::AH | Register::CH | Register::DH | Register::BH);
-                r.is_gpr() && !high
-            }
+            OpKind::Register => i.op_register(n).is_gpr(),
             OpKind::Memory => {
                 i.mnemonic() == M::Lea || matches!(i.memory_size().size(), 1 | 2 | 4 | 8)
             }
@@ -363,6 +377,28 @@ fn is_native(i: &Instruction) -> bool {
         M::Bt | M::Bts | M::Btr | M::Btc => !memory || i.op1_kind() == OpKind::Immediate8,
         _ => is_conditional(i),
     }
+}
+
+/// Whether it is the second byte of a register.
+pub fn is_high(r: Register) -> bool {
+    matches!(r, Register::AH | Register::CH | Register::DH | Register::BH)
+}
+
+/// Whether it can be encoded without a REX prefix, beside which there are no second bytes:
+/// all its registers are at home in the lower ones of the host, under their own names.
+fn has_plain_encoding(i: &Instruction) -> bool {
+    (0..i.op_count()).all(|n| match i.op_kind(n) {
+        OpKind::Register => {
+            let r = i.op_register(n);
+            let wide = matches!(
+                r.full_register(),
+                Register::RAX | Register::RDX | Register::RBX
+            );
+            wide && r.size() < 8
+        }
+        OpKind::Memory => false,
+        _ => true,
+    })
 }
 
 /// A `mov` whose encoding has no registers for an address.

@@ -11,95 +11,120 @@
 //! ```
 //!
 //! and this is true of no other address that has the entry's number in its
-//! bits 12 to 19, canonical or not.
+//! bits 12 to 21, canonical or not.
 
 use super::HostPtr;
 use std::{mem::offset_of, ptr::NonNull};
 
-/// Entries of a set: as many as a byte tells apart.
-pub const ENTRIES: usize = 256;
+/// Bits of an address that number an entry, from bit 12.
+pub const NUMBER_BITS: u32 = 10;
+const ENTRIES: usize = 1 << NUMBER_BITS;
 /// Roots whose sets live side by side.
 pub const SETS: usize = 4;
 
-/// The entries of one root.
-#[repr(C)]
-struct Set {
-    read: [u64; ENTRIES],
-    write: [u64; ENTRIES],
-    addend: [u64; ENTRIES],
+/// One page: half a cache line.
+#[repr(C, align(32))]
+#[derive(Clone, Copy)]
+struct Entry {
+    read: u64,
+    write: u64,
+    addend: u64,
 }
 
-/// Where in a set the keys for reading begin.
-pub const READ: usize = offset_of!(Set, read);
-/// Where in a set the keys for writing begin.
-pub const WRITE: usize = offset_of!(Set, write);
-/// Where in a set the addends begin.
-pub const ADDEND: usize = offset_of!(Set, addend);
+/// Bytes of an entry.
+pub const ENTRY_BYTES: usize = size_of::<Entry>();
+/// Where in an entry the key for reading is.
+pub const READ: usize = offset_of!(Entry, read);
+/// Where in an entry the key for writing is.
+pub const WRITE: usize = offset_of!(Entry, write);
+/// Where in an entry the addend is.
+pub const ADDEND: usize = offset_of!(Entry, addend);
+
+/// The entries of one root.
+type Set = [Entry; ENTRIES];
 
 /// The sets of a vCPU.
-pub struct FastTlb(NonNull<[Set; SETS]>);
+pub struct FastTlb {
+    sets: NonNull<[Set; SETS]>,
+    /// Which entries of each set may hold something, a bit each.
+    used: [[u64; ENTRIES / 64]; SETS],
+}
 
 // SAFETY: the sets belong to this value alone.
 unsafe impl Send for FastTlb {}
 
 fn number(address: u64) -> usize {
-    usize::from(address.to_le_bytes()[1] >> 4) | usize::from(address.to_le_bytes()[2] & 15) << 4
+    usize::try_from(address >> 12).unwrap_or(0) % ENTRIES
 }
 
-/// The key of an entry that is true of no address: it is that of a page 128
-/// entries away, so that not even an access across a page's end comes near.
+/// The key of an entry that is true of no address: it is that of a page half of
+/// all entries away, so that not even an access across a page's end comes near.
 fn nowhere(entry: usize) -> u64 {
     (((entry ^ (ENTRIES / 2)) as u64) << 12).wrapping_neg()
+}
+
+fn empty(entry: usize) -> Entry {
+    Entry {
+        read: nowhere(entry),
+        write: nowhere(entry),
+        addend: 0,
+    }
 }
 
 impl FastTlb {
     /// Empty sets.
     pub fn new() -> Self {
-        let set = || {
-            let keys = std::array::from_fn(nowhere);
-            Set {
-                read: keys,
-                write: keys,
-                addend: [0; ENTRIES],
-            }
-        };
-        let sets: Box<[Set; SETS]> = Box::new(std::array::from_fn(|_| set()));
-        // SAFETY: from a box.
-        FastTlb(unsafe { NonNull::new_unchecked(Box::into_raw(sets)) })
+        let sets: Box<[Set; SETS]> = Box::new([std::array::from_fn(empty); SETS]);
+        FastTlb {
+            // SAFETY: from a box.
+            sets: unsafe { NonNull::new_unchecked(Box::into_raw(sets)) },
+            used: [[0; ENTRIES / 64]; SETS],
+        }
     }
 
     /// Where compiled code finds a set.
     pub fn address(&self, set: usize) -> u64 {
-        let first = self.0.as_ptr().expose_provenance();
+        let first = self.sets.as_ptr().expose_provenance();
         (first + set % SETS * size_of::<Set>()) as u64
     }
 
     fn sets(&mut self) -> &mut [Set; SETS] {
         // SAFETY: compiled code, which reads them by address, runs only while
         // nobody has this reference.
-        unsafe { self.0.as_mut() }
+        unsafe { self.sets.as_mut() }
     }
 
     /// Empties a set.
     pub fn clear(&mut self, set: usize) {
-        let set = &mut self.sets()[set % SETS];
-        set.read = std::array::from_fn(nowhere);
-        set.write = set.read;
+        let set = set % SETS;
+        self.each_used(set, |number, entry| *entry = empty(number));
+        self.used[set] = [0; ENTRIES / 64];
     }
 
     /// Drops one page from all sets.
     pub fn flush_page(&mut self, address: u64) {
         let entry = number(address);
         for set in self.sets() {
-            set.read[entry] = nowhere(entry);
-            set.write[entry] = nowhere(entry);
+            set[entry] = empty(entry);
         }
     }
 
     /// Takes all permissions to write away.
     pub fn protect(&mut self) {
-        for set in self.sets() {
-            set.write = std::array::from_fn(nowhere);
+        for set in 0..SETS {
+            self.each_used(set, |number, entry| entry.write = nowhere(number));
+        }
+    }
+
+    fn each_used(&mut self, set: usize, change: impl Fn(usize, &mut Entry)) {
+        let used = self.used[set];
+        let set = &mut self.sets()[set];
+        for (n, mut bits) in used.into_iter().enumerate() {
+            while bits != 0 {
+                let number = n * 64 + bits.trailing_zeros() as usize;
+                change(number, &mut set[number]);
+                bits &= bits - 1;
+            }
         }
     }
 
@@ -107,17 +132,20 @@ impl FastTlb {
     pub fn fill(&mut self, set: usize, address: u64, place: HostPtr, write: bool) {
         let entry = number(address);
         let key = (address & !0xfff).wrapping_neg();
-        let set = &mut self.sets()[set % SETS];
-        set.addend[entry] = place.address().wrapping_sub(address);
-        set.read[entry] = key;
-        set.write[entry] = if write { key } else { nowhere(entry) };
+        let set = set % SETS;
+        self.used[set][entry / 64] |= 1 << (entry % 64);
+        self.sets()[set][entry] = Entry {
+            read: key,
+            write: if write { key } else { nowhere(entry) },
+            addend: place.address().wrapping_sub(address),
+        };
     }
 }
 
 impl Drop for FastTlb {
     fn drop(&mut self) {
         // SAFETY: from a box, and no code outlives the interpreter.
-        drop(unsafe { Box::from_raw(self.0.as_ptr()) });
+        drop(unsafe { Box::from_raw(self.sets.as_ptr()) });
     }
 }
 
@@ -128,10 +156,9 @@ mod tests {
     /// What compiled code computes.
     fn hit(tlb: &mut FastTlb, address: u64, size: u64, write: bool) -> bool {
         let set = &tlb.sets()[0];
-        let keys = if write { &set.write } else { &set.read };
-        let sum = address
-            .wrapping_add(keys[number(address)])
-            .wrapping_add(size - 1);
+        let entry = &set[number(address)];
+        let key = if write { entry.write } else { entry.read };
+        let sum = address.wrapping_add(key).wrapping_add(size - 1);
         sum >> 12 == 0
     }
 
@@ -160,5 +187,14 @@ mod tests {
         assert!(!hit(&mut tlb, page, 8, true) && hit(&mut tlb, page, 8, false));
         tlb.flush_page(page + 5);
         assert!(!hit(&mut tlb, page, 8, false));
+        for number in 0..3u64 {
+            tlb.fill(0, page + (number << 12), place, true);
+        }
+        tlb.clear(1);
+        assert!(hit(&mut tlb, page + 0x2000, 8, true));
+        tlb.clear(0);
+        for number in 0..3u64 {
+            assert!(!hit(&mut tlb, page + (number << 12), 1, false));
+        }
     }
 }

@@ -24,7 +24,8 @@ pub use atomic::{Atomic, WideAtomic, cmpxchg16b};
 pub use bits::{BitWord, Checksum, VexWord};
 pub use code_memory::{CodeMemory, enter};
 pub use fast::{
-    ADDEND as FAST_ADDEND, FastTlb, READ as FAST_READ, SETS as FAST_SETS, WRITE as FAST_WRITE,
+    ADDEND as FAST_ADDEND, ENTRY_BYTES as FAST_ENTRY_BYTES, FastTlb,
+    NUMBER_BITS as FAST_NUMBER_BITS, READ as FAST_READ, SETS as FAST_SETS, WRITE as FAST_WRITE,
 };
 pub use memory::{
     FramePtr, HostPtr, Memory, copy_out, random_number, random_seed, same_bytes, time_stamp,

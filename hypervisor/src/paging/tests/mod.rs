@@ -35,6 +35,8 @@ pub(super) const RW: u64 = P | Pte::RW;
 pub(super) struct Memory {
     words: RefCell<Vec<u64>>,
     pub flushes: Cell<usize>,
+    /// Frames whose use has begun.
+    pub used: RefCell<Vec<Mfn>>,
     pub loads: Cell<usize>,
     pub stores: Cell<usize>,
     pub slots_installed: RefCell<Vec<Mfn>>,
@@ -109,6 +111,10 @@ impl TableStore for Memory {
         self.flushes.set(self.flushes.get() + 1);
         self.cached_writable.borrow_mut().clear();
         self.cached_tables.borrow_mut().clear();
+    }
+
+    fn use_begins(&self, frame: Mfn) {
+        self.used.borrow_mut().push(frame);
     }
 
     fn table_promoted(&self, frame: Mfn) {

@@ -326,3 +326,25 @@ fn one_flush_serves_many_frames_and_none_is_needed_for_fresh_ones() {
     d.pin(Level::L1, 8).unwrap();
     assert_eq!(d.memory.flushes.get(), 2, "flushed for another reason");
 }
+
+#[test]
+fn a_frame_holds_still_while_it_has_no_use() {
+    let mut d = Domain::with_tree(16);
+    let holds = |d: &Domain, frame| d.paging.holds_still(mfn(frame));
+    d.update(3, 8, maps(8, RO)).unwrap();
+    assert!(
+        holds(&d, 8) && !holds(&d, 3),
+        "a page that is read, and a table"
+    );
+    d.update(3, 9, maps(8, RW)).unwrap();
+    assert_eq!(d.memory.used.borrow().last(), Some(&mfn(8)));
+    assert!(!holds(&d, 8));
+    d.update(3, 9, maps(8, RO)).unwrap();
+    assert!(
+        !holds(&d, 8),
+        "somebody may still write by an old translation"
+    );
+    d.paging.note_full_flush();
+    assert!(holds(&d, 8));
+    assert!(!d.paging.holds_still(SHARED), "it is not the domain's");
+}

@@ -256,6 +256,15 @@ impl GuestPhys for CopiedPhys {
         }
     }
 
+    fn hold_still(&self, _: Mfn) -> bool {
+        // A copy is as old as its stretch.
+        false
+    }
+
+    fn still_epoch(&self) -> u64 {
+        0
+    }
+
     fn translation_epoch(&self) -> u64 {
         self.space.translation_epoch()
     }
