@@ -144,13 +144,14 @@ impl Interpreter {
         self.cpu.model.selectors
     }
 
-    /// Compiles code that is met `often` times, or as many as is usual. Without
-    /// what it takes, code is interpreted as before.
+    /// Compiles code that is met `often` times, for one that executes stretches now and
+    /// then; or, for one that executes everything, as often as is usual, with translations in
+    /// place everywhere. Without what it takes, code is interpreted as before.
     pub fn compile(&mut self, often: Option<u32>) {
         if !compiled::is_possible() {
             return;
         }
-        match Compiled::new(often.unwrap_or(compiled::OFTEN)) {
+        match Compiled::new(often.unwrap_or(compiled::OFTEN), often.is_none()) {
             Ok(compiled) => {
                 self.code.clear(&mut self.cpu);
                 self.cpu.compiled = Some(Box::new(compiled));

@@ -6,8 +6,8 @@
 //! many bytes: `glue::translate` has allowed them.
 //!
 //! Code that is executed once in a while is spoilt by its length more than by a call. So
-//! translations are made by shared code (`Glue::access`), and in place only within small
-//! loops. Shared code that can't do its part leaves for the interpreter, before the
+//! translations are made by shared code (`Glue::access`), and in place only where code is
+//! hot. Shared code that can't do its part leaves for the interpreter, before the
 //! instruction of the [`Site`] that called it.
 
 use super::{
@@ -319,7 +319,7 @@ impl<'a> Emitter<'a> {
     /// PLACE becomes where the host has the guest's `bytes` bytes at `place`.
     fn translate(&mut self, item: usize, place: Place, bytes: usize, write: bool) -> Option<()> {
         guest_address(&mut self.asm, place);
-        if !self.parts.items[item].in_loop {
+        if !self.parts.items[item].in_place {
             self.asm.call(self.glue.access(bytes, write)?);
             return self.site(item);
         }

@@ -104,6 +104,8 @@ pub struct Compiled {
     links: Vec<(usize, u64)>,
     full: bool,
     often: u32,
+    /// Translations are made in place everywhere: most code is hot.
+    in_place: bool,
 }
 
 /// Whether this processor has the instructions that compiled code is made of.
@@ -116,7 +118,7 @@ impl Compiled {
     ///
     /// # Errors
     /// The kernel has no memory for it.
-    pub fn new(often: u32) -> std::io::Result<Self> {
+    pub fn new(often: u32, in_place: bool) -> std::io::Result<Self> {
         let mut memory = CodeMemory::new(CAPACITY, word::COUNT)?;
         let glue = Glue::new(&mut memory).ok_or(std::io::ErrorKind::OutOfMemory)?;
         Ok(Compiled {
@@ -128,6 +130,7 @@ impl Compiled {
             links: Vec::new(),
             full: false,
             often,
+            in_place,
         })
     }
 
@@ -225,6 +228,9 @@ impl Compiled {
         let ops: Box<[Op]> = std::mem::take(&mut parts.ops).into();
         let first = self.links.len();
         let code = self.memory.next() as u64;
+        if self.in_place {
+            parts.items.iter_mut().for_each(|item| item.in_place = true);
+        }
         let emitter = Emitter::new(&self.memory, &self.glue, &parts, &ops, number, first);
         let emitted = emitter.emit()?;
         let room = number < REGIONS && first + emitted.links.len() <= LINKS;

@@ -73,8 +73,9 @@ pub struct Item {
     pub looped: bool,
     /// Whether code outside may enter here.
     pub entry: bool,
-    /// Whether it is part of a small loop, and so likely to be executed many times.
-    pub in_loop: bool,
+    /// Whether it is part of a small loop, and so likely to be executed many times: its
+    /// translation is made in place.
+    pub in_place: bool,
 }
 
 /// A region, taken apart.
@@ -138,7 +139,7 @@ impl Parts {
             label: false,
             looped: false,
             entry: self.items.is_empty(),
-            in_loop: false,
+            in_place: false,
         });
         kind
     }
@@ -177,7 +178,7 @@ impl Parts {
         if matches!(self.items[from].kind, Kind::Branch(_)) && (to..to + SMALL_LOOP).contains(&from)
         {
             for item in &mut self.items[to..=from] {
-                item.in_loop = true;
+                item.in_place = true;
             }
         }
     }
