@@ -36,12 +36,7 @@ impl Vcpu {
         self.begin_aside()?;
         let root = self.state.root();
         if !self.settle_tables()? {
-            self.engine.write_tables(&mut Entry {
-                root,
-                context: &mut self.state.context,
-                flush: self.flush.replace(false),
-                writes: self.writes.get_mut(),
-            })?;
+            self.write_tables()?;
         }
         let Some(aside) = &mut self.aside else {
             return Ok(None);

@@ -234,15 +234,20 @@ impl Vcpu {
         if alone || queued == 0 {
             return Ok(queued <= MAX_QUEUED);
         }
+        self.write_tables()?;
+        Ok(true)
+    }
+
+    /// Has the engine carry out the queued page-table words now.
+    pub(super) fn write_tables(&mut self) -> Result<(), Crash> {
         let root = self.state.root();
-        let mut entry = Entry {
+        self.engine.write_tables(&mut Entry {
             root,
             context: &mut self.state.context,
             flush: self.flush.replace(false),
             writes: self.writes.get_mut(),
-        };
-        self.engine.write_tables(&mut entry)?;
-        Ok(true)
+        })?;
+        Ok(())
     }
 
     fn interpret(&mut self, place: usize, budget: u64) -> Result<Option<Trap>, Crash> {

@@ -13,7 +13,7 @@
 
 use crate::{
     domain::Domain,
-    engine::{EngineKind, Entry},
+    engine::EngineKind,
     vcpu::{Crash, Vcpu, request},
 };
 use std::{
@@ -142,13 +142,7 @@ impl Vcpu {
     /// The engine's.
     pub(in crate::vcpu) fn stand_still(&mut self) -> Result<(), Crash> {
         if self.engine.kind() == EngineKind::Kvm && !self.writes.get_mut().is_empty() {
-            let root = self.state.root();
-            self.engine.write_tables(&mut Entry {
-                root,
-                context: &mut self.state.context,
-                flush: self.flush.replace(false),
-                writes: self.writes.get_mut(),
-            })?;
+            self.write_tables()?;
         }
         self.domain.stillness.stand();
         Ok(())
