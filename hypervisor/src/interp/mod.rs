@@ -308,6 +308,9 @@ impl Interpreter {
         self.cpu.negative_epoch = self.code.epoch().wrapping_neg();
         self.cpu.negative_still = self.code.still().wrapping_neg();
         self.cpu.jump_tag = self.code.jump_tag(&self.cpu);
+        if let Some(compiled) = &mut self.cpu.compiled {
+            compiled.keep_returns_of(self.cpu.jump_tag);
+        }
     }
 
     fn execute(&mut self, budget: u64, interrupt: &AtomicBool) -> Exit {

@@ -196,6 +196,25 @@ impl Asm {
         self.put(Instruction::with2(Code::Lea_r64_m, to, address));
     }
 
+    /// `to = ` the label's address.
+    pub fn lea_label(&mut self, to: Register, label: Label) {
+        let number = u8::try_from(to.number()).unwrap_or(0);
+        let rex = 0x48 | (number >> 3) << 2;
+        self.bytes(&[rex, 0x8d, (number & 7) << 3 | 5]);
+        self.distance(label);
+    }
+
+    /// Keeps the lowest byte of a register, given by its lower half.
+    pub fn narrow_to_byte(&mut self, register: Register) {
+        let low = Register::AL + u32::try_from(register.number()).unwrap_or(0);
+        self.put(Instruction::with2(Code::Movzx_r32_rm8, register, low));
+    }
+
+    /// Inverts every bit, the flags left alone.
+    pub fn invert(&mut self, register: Register) {
+        self.put(Instruction::with1(Code::Not_rm64, register));
+    }
+
     /// `to = value`, sign-extended.
     pub fn set(&mut self, to: Register, value: i32) {
         self.put(Instruction::with2(Code::Mov_rm64_imm32, to, value));

@@ -109,6 +109,8 @@ pub struct Emitter<'a> {
     ops: &'a [Op],
     memory: &'a CodeMemory,
     labels: Vec<Label>,
+    /// Where code comes in from elsewhere, for those that are entries.
+    ways: Vec<Label>,
     cold: Vec<Cold>,
     number: usize,
     first_link: usize,
@@ -152,7 +154,8 @@ impl<'a> Emitter<'a> {
         first_link: usize,
     ) -> Self {
         let mut asm = Asm::new(memory);
-        let labels = parts.items.iter().map(|_| asm.label()).collect();
+        let mut each = || parts.items.iter().map(|_| asm.label()).collect();
+        let (labels, ways) = (each(), each());
         Emitter {
             asm,
             glue,
@@ -160,6 +163,7 @@ impl<'a> Emitter<'a> {
             ops,
             memory,
             labels,
+            ways,
             cold: Vec::new(),
             number,
             first_link,
@@ -223,6 +227,7 @@ impl<'a> Emitter<'a> {
     /// The way in for other code.
     fn entry(&mut self, n: usize, offset: u64) -> Entry {
         let asm = &mut self.asm;
+        asm.bind(self.ways[n]);
         let far = asm.here();
         asm.lea(PLACE, at(PLACE, offset.wrapping_neg().cast_signed()));
         asm.store(page(), PLACE);
@@ -482,12 +487,20 @@ impl<'a> Emitter<'a> {
     }
 
     fn push_return(&mut self, n: usize, back: u64) -> Option<()> {
-        self.push_place(n)?;
-        self.asm.load(TEST, page());
-        self.asm.lea(TEST, at(TEST, back.cast_signed()));
-        self.asm.store(at(PLACE, 0), TEST);
-        self.asm.lea(STACK, at(STACK, -8));
-        Some(())
+        if n + 1 == self.parts.items.len() {
+            // It returns to code that is not of this region, and that may be at an address
+            // where a return faults.
+            self.push_place(n)?;
+            self.asm.load(TEST, page());
+            self.asm.lea(TEST, at(TEST, back.cast_signed()));
+            self.asm.store(at(PLACE, 0), TEST);
+            self.asm.lea(STACK, at(STACK, -8));
+            return Some(());
+        }
+        self.asm.lea_label(MORE, self.ways[n + 1]);
+        self.asm.set_low(TEST, u32::try_from(back).ok()?);
+        self.asm.call(self.glue.push_return);
+        self.site(n)
     }
 
     /// PLACE becomes the operand of an indirect branch.
@@ -524,11 +537,12 @@ impl<'a> Emitter<'a> {
     }
 
     fn ret(&mut self, n: usize, i: &Instruction) -> Option<()> {
-        self.top(n)?;
-        self.asm.load(PLACE, at(PLACE, 0));
-        self.find(n)?;
-        let more = if i.op_count() > 0 { i.immediate(0) } else { 0 };
-        self.asm.lea(STACK, at(STACK, 8 + more.cast_signed()));
+        self.asm.call(self.glue.pop_return);
+        self.site(n)?;
+        if i.op_count() > 0 {
+            let more = i.immediate(0).cast_signed();
+            self.asm.lea(STACK, at(STACK, more));
+        }
         self.asm.jump_by(MORE);
         Some(())
     }

@@ -8,8 +8,8 @@ use super::{
     asm::{Asm, Label, at, indexed, indexed_by_4},
     calls,
     layout::{
-        ENTRY_WORDS, FRAME, JUMP_DROP, JUMP_TURN, MORE, NUMBER_SHIFTS, PLACE, TEST, addend,
-        fast_set, flags, homes, jump_tag, key, negative_epoch, rip, temporary, word,
+        ENTRY_WORDS, FRAME, JUMP_DROP, JUMP_TURN, MORE, NUMBER_SHIFTS, PLACE, RETURNS, STACK, TEST,
+        addend, fast_set, flags, homes, jump_tag, key, negative_epoch, page, rip, temporary, word,
     },
 };
 use crate::interp::{host::CodeMemory, op::slot};
@@ -40,6 +40,11 @@ pub struct Glue {
     leave_site: u64,
     /// Goes on at the address PLACE.
     pub go: u64,
+    /// `call`: pushes the address at offset TEST of the page, and remembers that a return to
+    /// it goes to MORE. Only from a site.
+    pub push_return: u64,
+    /// `call`: pops a return's address into PLACE; MORE becomes where to go. Only from a site.
+    pub pop_return: u64,
 }
 
 /// Bytes of an access.
@@ -109,6 +114,10 @@ impl Glue {
         asm.bind(away);
         asm.set(TEST, calls::NEXT);
         asm.jump_to(glue.leave);
+        glue.push_return = asm.here();
+        push_return(&mut asm, &glue, memory);
+        glue.pop_return = asm.here();
+        pop_return(&mut asm, &glue, memory, look);
         memory.add(&asm.finish()?)?;
         Some(glue)
     }
@@ -315,10 +324,21 @@ pub fn address() -> MemoryOperand {
 /// `call`: [`translate`]s, and leaves before the instruction of the caller's if there
 /// can be no translation.
 fn access(asm: &mut Asm, glue: &Glue, bytes: usize, write: bool) {
+    let (again, missing) = access_with(asm, bytes, write);
+    asm.put(Instruction::with(Code::Retnq));
+    missed(asm, glue, bytes, write, again, missing);
+}
+
+/// [`translate`]s: where this begins, and where it goes without a translation, to
+/// [`missed`].
+fn access_with(asm: &mut Asm, bytes: usize, write: bool) -> (Label, Label) {
     let again = asm.label();
     asm.bind(again);
-    let missing = translate(asm, bytes, write);
-    asm.put(Instruction::with(Code::Retnq));
+    (again, translate(asm, bytes, write))
+}
+
+/// Makes the translation and goes `again`, or leaves before the site's instruction.
+fn missed(asm: &mut Asm, glue: &Glue, bytes: usize, write: bool, again: Label, missing: Label) {
     asm.bind(missing);
     asm.load(PLACE, address());
     let size = i32::try_from(bytes).unwrap_or(0);
@@ -332,6 +352,68 @@ fn access(asm: &mut Asm, glue: &Glue, bytes: usize, write: bool) {
     asm.jump(again);
     asm.bind(away);
     asm.jump_to(glue.leave_site);
+}
+
+/// MORE becomes where the remembered return lies whose address is on top of the guest's
+/// stack. Changes TEST.
+fn remembered_return(asm: &mut Asm, memory: &CodeMemory) {
+    const { assert!(RETURNS == 1 << 8 && word::RETURN_WORDS == 2) };
+    asm.turn(Register::ECX, Register::R10D, 3);
+    asm.narrow_to_byte(Register::ECX);
+    asm.lea(TEST, MemoryOperand::with_base_index(TEST, TEST));
+    let table = memory.word_address(word::RETURN).cast_signed();
+    asm.lea(MORE, at(Register::RIP, table));
+    asm.lea(MORE, indexed(MORE, TEST, 0));
+    const { assert!(matches!(STACK, Register::R10)) };
+}
+
+fn push_return(asm: &mut Asm, glue: &Glue, memory: &CodeMemory) {
+    let [offset, entry] = [4, 5].map(temporary);
+    asm.store(offset, TEST);
+    asm.store(entry, MORE);
+    asm.lea(PLACE, at(STACK, -8));
+    let (again, missing) = access_with(asm, 8, true);
+    asm.load(TEST, offset);
+    asm.load(MORE, page());
+    asm.lea(TEST, MemoryOperand::with_base_index(TEST, MORE));
+    asm.store(at(PLACE, 0), TEST);
+    asm.mov(PLACE, TEST);
+    asm.lea(STACK, at(STACK, -8));
+    remembered_return(asm, memory);
+    asm.invert(PLACE);
+    asm.store(in_return(MORE, word::RETURN_KEY), PLACE);
+    asm.load(PLACE, entry);
+    asm.store(in_return(MORE, word::RETURN_ENTRY), PLACE);
+    asm.put(Instruction::with(Code::Retnq));
+    missed(asm, glue, 8, true, again, missing);
+}
+
+fn pop_return(asm: &mut Asm, glue: &Glue, memory: &CodeMemory, look: u64) {
+    asm.mov(PLACE, STACK);
+    let (again, missing) = access_with(asm, 8, false);
+    asm.load(PLACE, at(PLACE, 0));
+    remembered_return(asm, memory);
+    asm.load(TEST, in_return(MORE, word::RETURN_KEY));
+    let reach = MemoryOperand::with_base_index_scale_displ_size(TEST, PLACE, 1, 1, 1);
+    asm.lea(TEST, reach);
+    asm.load(MORE, in_return(MORE, word::RETURN_ENTRY));
+    let other = asm.label();
+    asm.jump_if_rcx(other);
+    asm.lea(STACK, at(STACK, 8));
+    asm.put(Instruction::with(Code::Retnq));
+    asm.bind(other);
+    asm.call(look);
+    let unknown = asm.label();
+    asm.jump_if_rcx(unknown);
+    asm.lea(STACK, at(STACK, 8));
+    asm.put(Instruction::with(Code::Retnq));
+    asm.bind(unknown);
+    asm.jump_to(glue.leave_site);
+    missed(asm, glue, 8, false, again, missing);
+}
+
+fn in_return(base: Register, word: usize) -> MemoryOperand {
+    at(base, i64::try_from(word * 8).unwrap_or(0))
 }
 
 /// Leaves before the instruction of the site that our return address tells, for the

@@ -148,8 +148,8 @@ pub fn page() -> MemoryOperand {
     register(slot::PAGE)
 }
 
-/// Room for four words while an instruction is executed: two for the emitter, one for
-/// looking up jumps, one for translating.
+/// Room for six words while an instruction is executed: two for the emitter, one for
+/// looking up jumps, one for translating, two for calls.
 pub fn temporary(n: u8) -> MemoryOperand {
     register(slot::TEMP + 1 + n)
 }
@@ -162,6 +162,9 @@ const JUMP_BITS: u32 = 14;
 pub const JUMP_TURN: u32 = 13;
 /// See [`JUMP_TURN`].
 pub const JUMP_DROP: u32 = 16 - JUMP_BITS;
+/// Returns that are remembered, each by the place on the stack where its address lies; this
+/// many because a byte numbers them.
+pub const RETURNS: usize = 1 << 8;
 /// Regions that there can be.
 pub const REGIONS: usize = 1 << 15;
 /// Links that there can be.
@@ -169,7 +172,7 @@ pub const LINKS: usize = 1 << 17;
 
 /// The words of data behind the code.
 pub mod word {
-    use super::{JUMPS, LINKS, REGIONS};
+    use super::{JUMPS, LINKS, REGIONS, RETURNS};
     /// Remembered jumps, of [`JUMP_WORDS`] each.
     pub const JUMP: usize = 0;
     /// Half a cache line.
@@ -180,8 +183,16 @@ pub mod word {
     pub const JUMP_TAG: usize = 1;
     /// In a jump: where it goes.
     pub const JUMP_ENTRY: usize = 2;
+    /// Remembered returns, of [`RETURN_WORDS`] each.
+    pub const RETURN: usize = JUMP + JUMP_WORDS * JUMPS;
+    /// Their size.
+    pub const RETURN_WORDS: usize = 2;
+    /// In a return: its address, every bit inverted.
+    pub const RETURN_KEY: usize = 0;
+    /// In a return: where it goes.
+    pub const RETURN_ENTRY: usize = 1;
     /// For each region the number of the run that has compared it with memory.
-    pub const CHECKED: usize = JUMP + JUMP_WORDS * JUMPS;
+    pub const CHECKED: usize = RETURN + RETURN_WORDS * RETURNS;
     /// For each link where it goes.
     pub const LINK: usize = CHECKED + REGIONS;
     /// All of them.

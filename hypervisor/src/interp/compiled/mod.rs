@@ -104,6 +104,8 @@ pub struct Compiled {
     links: Vec<(usize, u64)>,
     full: bool,
     often: u32,
+    /// The tag of the jumps that returns are remembered beside.
+    returns_of: u64,
     /// Translations are made in place everywhere: most code is hot.
     in_place: bool,
 }
@@ -121,7 +123,7 @@ impl Compiled {
     pub fn new(often: u32, in_place: bool) -> std::io::Result<Self> {
         let mut memory = CodeMemory::new(CAPACITY, word::COUNT)?;
         let glue = Glue::new(&mut memory).ok_or(std::io::ErrorKind::OutOfMemory)?;
-        Ok(Compiled {
+        let mut compiled = Compiled {
             memory,
             glue,
             regions: Vec::new(),
@@ -130,8 +132,11 @@ impl Compiled {
             links: Vec::new(),
             full: false,
             often,
+            returns_of: 0,
             in_place,
-        })
+        };
+        compiled.forget_returns();
+        Ok(compiled)
     }
 
     /// Visits after which a block is compiled.
@@ -156,6 +161,23 @@ impl Compiled {
         set(word::JUMP_KEY, address.wrapping_neg());
         set(word::JUMP_TAG, tag.wrapping_neg());
         set(word::JUMP_ENTRY, way.entry.far);
+    }
+
+    /// Forgets where returns go that were remembered under another tag.
+    pub fn keep_returns_of(&mut self, tag: u64) {
+        if std::mem::replace(&mut self.returns_of, tag) != tag {
+            self.forget_returns();
+        }
+    }
+
+    fn forget_returns(&mut self) {
+        for n in 0..layout::RETURNS {
+            let first = word::RETURN + word::RETURN_WORDS * n;
+            // True of one address only, where a return goes as any jump does.
+            self.memory.set_word(first + word::RETURN_KEY, 0);
+            let entry = first + word::RETURN_ENTRY;
+            self.memory.set_word(entry, self.glue.go);
+        }
     }
 
     /// Lets `link`, which has just led to `way`, go there by itself.
@@ -203,6 +225,7 @@ impl Compiled {
             Some(glue) => (self.glue, self.full) = (glue, false),
             None => self.full = true,
         }
+        self.forget_returns();
     }
 }
 
