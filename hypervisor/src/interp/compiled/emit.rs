@@ -95,6 +95,13 @@ enum Cold {
     },
     /// Leaves before an instruction, whose segment is charged for already.
     Leave { from: Label, item: usize, code: i32 },
+    /// Compares the region with memory, at an entry; if it is not right, leaves there.
+    Verify {
+        from: Label,
+        right: Label,
+        wrong: Label,
+        offset: u64,
+    },
     /// Leaves for a place of the same page.
     Link { from: Label, offset: u64 },
     /// Goes to another page.
@@ -175,6 +182,7 @@ impl<'a> Emitter<'a> {
     /// The region's code; `None` if something could not be encoded.
     pub fn emit(mut self) -> Option<Emitted> {
         let parts = self.parts;
+        let mut entries = vec![self.entry(0, parts.items.first()?.instruction.ip())];
         for (n, item) in parts.items.iter().enumerate() {
             self.asm.bind(self.labels[n]);
             let starts = n == 0 || item.label || item.entry || parts.items[n - 1].kind.is_branch();
@@ -186,14 +194,10 @@ impl<'a> Emitter<'a> {
         if let Some(last) = parts.items.last() {
             self.go(last.instruction.next_ip());
         }
-        let mut entries = Vec::new();
-        for (n, item) in parts
-            .items
-            .iter()
-            .enumerate()
-            .filter(|(_, item)| item.entry)
-        {
+        let others = parts.items.iter().enumerate().skip(1);
+        for (n, item) in others.filter(|(_, item)| item.entry) {
             entries.push(self.entry(n, item.instruction.ip()));
+            self.asm.jump(self.labels[n]);
         }
         while let Some(cold) = self.cold.pop() {
             self.cold(&cold)?;
@@ -213,18 +217,21 @@ impl<'a> Emitter<'a> {
         self.asm.load(TEST, left());
         self.asm.lea(TEST, at(TEST, -count));
         self.asm.store(left(), TEST);
-        if item.looped || item.entry {
-            self.asm.put(Instruction::with2(
-                Code::Mov_r32_rm32,
-                Register::ECX,
-                left_high(),
-            ));
+        if item.looped {
             let over = self.leave(n, calls::NEXT);
-            self.asm.jump_if_rcx(over);
+            self.stop_if_over(over);
         }
     }
 
-    /// The way in for other code.
+    fn stop_if_over(&mut self, over: Label) {
+        let (low, high) = (Register::ECX, left_high());
+        let load = Instruction::with2(Code::Mov_r32_rm32, low, high);
+        self.asm.put(load);
+        self.asm.jump_if_rcx(over);
+    }
+
+    /// The way in for other code, which goes on at the instruction itself. Who comes in here
+    /// may be part of a loop through several regions.
     fn entry(&mut self, n: usize, offset: u64) -> Entry {
         let asm = &mut self.asm;
         asm.bind(self.ways[n]);
@@ -236,18 +243,16 @@ impl<'a> Emitter<'a> {
         asm.load(TEST, at(Register::RIP, checked.cast_signed()));
         asm.load(MORE, negative_still());
         asm.lea(TEST, MemoryOperand::with_base_index(TEST, MORE));
-        let (verify, wrong) = (asm.label(), asm.label());
+        let [verify, right, wrong] = [(); 3].map(|()| asm.label());
         asm.jump_if_rcx(verify);
-        asm.jump(self.labels[n]);
-        asm.bind(verify);
-        asm.set(PLACE, i32::try_from(self.number).unwrap_or(i32::MAX));
-        asm.call(self.glue.verify);
-        asm.jump_if_rcx(wrong);
-        asm.jump(self.labels[n]);
-        asm.bind(wrong);
-        self.place(offset);
-        self.asm.set(TEST, calls::NEXT);
-        self.asm.jump_to(self.glue.leave);
+        asm.bind(right);
+        self.stop_if_over(wrong);
+        self.cold.push(Cold::Verify {
+            from: verify,
+            right,
+            wrong,
+            offset,
+        });
         Entry { offset, far, near }
     }
 
@@ -571,6 +576,23 @@ impl<'a> Emitter<'a> {
                 self.asm.store(left(), TEST);
                 self.place(item.instruction.ip());
                 self.asm.set(TEST, code);
+                self.asm.jump_to(self.glue.leave);
+            }
+            Cold::Verify {
+                from,
+                right,
+                wrong,
+                offset,
+            } => {
+                let number = i32::try_from(self.number).ok()?;
+                self.asm.bind(from);
+                self.asm.set(PLACE, number);
+                self.asm.call(self.glue.verify);
+                self.asm.jump_if_rcx(wrong);
+                self.asm.jump(right);
+                self.asm.bind(wrong);
+                self.place(offset);
+                self.asm.set(TEST, calls::NEXT);
                 self.asm.jump_to(self.glue.leave);
             }
             Cold::Link { from, offset } => {
