@@ -15,8 +15,8 @@ use super::{
     calls,
     glue::{self, Glue},
     layout::{
-        MORE, PLACE, STACK, TEST, home, left, left_high, negative_still, page, register, temporary,
-        word,
+        MORE, PLACE, STACK, TEST, home, left, left_high, negative_still, page, register, slot_of,
+        temporary, word,
     },
     region::{Item, Kind, Parts, is_high},
 };
@@ -144,10 +144,6 @@ fn part(register: Register, bytes: usize) -> Option<Register> {
         8 => Register::RAX + number,
         _ => return None,
     })
-}
-
-fn slot_of(number: usize) -> MemoryOperand {
-    register(u8::try_from(number).unwrap_or(slot::ZERO))
 }
 
 impl<'a> Emitter<'a> {
@@ -446,7 +442,18 @@ impl<'a> Emitter<'a> {
         self.translate(n, Place::Top, 8, false)
     }
 
+    /// Which of these does `i`, if one does.
+    fn shared(&self, n: usize, i: &Instruction, thunks: &[u64; 16]) -> Option<u64> {
+        let register = i.op0_kind() == OpKind::Register && !self.parts.items[n].in_place;
+        let number = i.op0_register().full_register().number();
+        register.then(|| thunks.get(number).copied()).flatten()
+    }
+
     fn push(&mut self, n: usize, i: &Instruction) -> Option<()> {
+        if let Some(thunk) = self.shared(n, i, &self.glue.push) {
+            self.asm.call(thunk);
+            return self.site(n);
+        }
         self.push_place(n)?;
         if i.op0_kind() == OpKind::Register {
             let number = i.op0_register().full_register().number();
@@ -471,6 +478,10 @@ impl<'a> Emitter<'a> {
     }
 
     fn pop(&mut self, n: usize, i: &Instruction) -> Option<()> {
+        if let Some(thunk) = self.shared(n, i, &self.glue.pop) {
+            self.asm.call(thunk);
+            return self.site(n);
+        }
         self.top(n)?;
         self.asm.lea(STACK, at(STACK, 8));
         let number = i.op0_register().full_register().number();

@@ -9,7 +9,8 @@ use super::{
     calls,
     layout::{
         ENTRY_WORDS, FRAME, JUMP_DROP, JUMP_TURN, MORE, NUMBER_SHIFTS, PLACE, RETURNS, STACK, TEST,
-        addend, fast_set, flags, homes, jump_tag, key, negative_epoch, page, rip, temporary, word,
+        addend, fast_set, flags, home, homes, jump_tag, key, negative_epoch, page, rip, slot_of,
+        temporary, word,
     },
 };
 use crate::interp::{host::CodeMemory, op::slot};
@@ -33,6 +34,10 @@ pub struct Glue {
     /// For accesses of 1, 2, 4 and 8 bytes, for reading and for writing: `call`; PLACE, a
     /// guest's address, becomes the host's. Only from a site: see `leave_site`.
     access: [[u64; 4]; 2],
+    /// For each of the guest's registers: `call`; pushes it. Only from a site.
+    pub push: [u64; 16],
+    /// For each of the guest's registers: `call`; pops it. Only from a site.
+    pub pop: [u64; 16],
     /// `call`: MORE becomes where to go for the address PLACE. Only from a site.
     pub find: u64,
     /// Leaves before the instruction of the site that called one of the above and could
@@ -96,6 +101,12 @@ impl Glue {
                 glue.access[row][column] = asm.here();
                 access(&mut asm, &glue, bytes, write);
             }
+        }
+        for number in 0..16 {
+            glue.push[number] = asm.here();
+            push(&mut asm, &glue, number);
+            glue.pop[number] = asm.here();
+            pop(&mut asm, &glue, number);
         }
         let look = asm.here();
         find(&mut asm, memory);
@@ -352,6 +363,33 @@ fn missed(asm: &mut Asm, glue: &Glue, bytes: usize, write: bool, again: Label, m
     asm.jump(again);
     asm.bind(away);
     asm.jump_to(glue.leave_site);
+}
+
+fn push(asm: &mut Asm, glue: &Glue, number: usize) {
+    asm.lea(PLACE, at(STACK, -8));
+    let (again, missing) = access_with(asm, 8, true);
+    let from = home(number).unwrap_or_else(|| {
+        asm.load(TEST, slot_of(number));
+        TEST
+    });
+    asm.store(at(PLACE, 0), from);
+    asm.lea(STACK, at(STACK, -8));
+    asm.put(Instruction::with(Code::Retnq));
+    missed(asm, glue, 8, true, again, missing);
+}
+
+fn pop(asm: &mut Asm, glue: &Glue, number: usize) {
+    asm.mov(PLACE, STACK);
+    let (again, missing) = access_with(asm, 8, false);
+    asm.lea(STACK, at(STACK, 8));
+    if let Some(home) = home(number) {
+        asm.load(home, at(PLACE, 0));
+    } else {
+        asm.load(TEST, at(PLACE, 0));
+        asm.store(slot_of(number), TEST);
+    }
+    asm.put(Instruction::with(Code::Retnq));
+    missed(asm, glue, 8, false, again, missing);
 }
 
 /// MORE becomes where the remembered return lies whose address is on top of the guest's

@@ -84,6 +84,11 @@ pub fn register(slot: u8) -> MemoryOperand {
     field(offset_of!(Cpu, r) + 8 * usize::from(slot))
 }
 
+/// The place in the vCPU of a general register, by number.
+pub fn slot_of(number: usize) -> MemoryOperand {
+    register(u8::try_from(number).unwrap_or(slot::ZERO))
+}
+
 /// `Cpu::rip`.
 pub fn rip() -> MemoryOperand {
     field(offset_of!(Cpu, rip))
