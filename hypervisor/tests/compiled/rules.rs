@@ -219,6 +219,68 @@ fn jumps_are_not_remembered_for_other_tables() {
     }
 }
 
+/// A function that adds to its own return address every other time.
+#[test]
+fn a_return_goes_where_the_stack_says() {
+    // 2: call 3f; inc ebx; dec ecx; jnz 2b; hlt
+    // 3: test cl, 1; jz 4f; add qword [rsp], 2; 4: ret
+    let mut guest = Guest::new(&[
+        0xe8, 7, 0, 0, 0, 0xff, 0xc3, 0xff, 0xc9, 0x75, 0xf5, 0xf4, 0xf6, 0xc1, 1, 0x74, 5, 0x48,
+        0x83, 0x04, 0x24, 2, 0xc3,
+    ]);
+    *guest.gpr(reg::RCX) = 1000;
+    assert_eq!(run_on(&mut guest), END);
+    assert_eq!(*guest.gpr(reg::RBX), 500);
+    assert_eq!(*guest.gpr(reg::RSP), DATA + 0x800);
+}
+
+/// More calls in each other than are remembered.
+#[test]
+fn returns_of_a_deep_recursion() {
+    // call 2f; hlt; 2: dec ecx; jz 3f; call 2b; 3: inc ebx; ret
+    let mut guest = Guest::new(&[
+        0xe8, 1, 0, 0, 0, 0xf4, 0xff, 0xc9, 0x74, 5, 0xe8, 0xf7, 0xff, 0xff, 0xff, 0xff, 0xc3, 0xc3,
+    ]);
+    guest.machine.map_new(guest.root, DATA - 0x1000, ALL);
+    for round in 1..=20 {
+        guest.context.rip = CODE;
+        *guest.gpr(reg::RCX) = 700;
+        assert_eq!(run_on(&mut guest), END);
+        assert_eq!(*guest.gpr(reg::RBX), 700 * round);
+    }
+}
+
+/// The tables change between a call and its return.
+#[test]
+fn returns_are_not_remembered_for_other_tables() {
+    // call rax; mov ebx, N; hlt
+    let caller = |n| [0xff, 0xd0, 0xbb, n, 0, 0, 0, 0xf4];
+    let mut guest = Guest::new(&caller(1));
+    let there = CODE + 0x10_0000;
+    let function = guest.machine.map_new(guest.root, there, ALL);
+    // 2: dec ecx; jnz 2b; ret
+    let code = [0xff, 0xc9, 0x75, 0xfc, 0xc3];
+    guest.machine.write(function, 0, &code);
+    let other = guest.machine.alloc();
+    guest.machine.map(other, there, function, ALL);
+    guest.machine.map(other, DATA, guest.data, ALL);
+    let callers = guest.machine.map_new(other, CODE, ALL);
+    guest.machine.write(callers, 0, &caller(2));
+    *guest.gpr(reg::RAX) = there;
+    let roots = [guest.root, other];
+    for round in 0..200 {
+        guest.context.rip = CODE;
+        *guest.gpr(reg::RCX) = 4000;
+        guest.root = roots[round % 2];
+        assert_eq!(guest.run_for(2000), Exit::Budget);
+        let stays = round % 3 == 0;
+        guest.root = roots[(round + usize::from(!stays)) % 2];
+        assert_eq!(run_on(&mut guest), END);
+        let expected = 1 + (round + usize::from(!stays)) % 2;
+        assert_eq!(*guest.gpr(reg::RBX), expected as u64, "round {round}");
+    }
+}
+
 /// What jumps lead to must be canonical, whatever lay there before.
 #[test]
 fn a_call_of_no_address_pushes_nothing() {
