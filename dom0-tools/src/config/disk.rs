@@ -102,7 +102,10 @@ pub enum DiskError {
     #[error("'{0}' is no disk format: raw, qcow, qcow2, vhd and qed are known")]
     Format(String),
     /// No such parameter.
-    #[error("Invalid disk option: {0}")]
+    #[error(
+        "Invalid disk option: {0}; there are target=, format=, vdev=, access=, bps=, iops=, backend=, script=, \
+         backendtype=, devtype=disk, devtype=cdrom, and the words cdrom, discard and no-discard"
+    )]
     Option(String),
     /// Said twice.
     #[error("disk option '{0}' is given twice")]
@@ -503,6 +506,10 @@ mod tests {
             ("/p,zip,xvda,w", "'zip' is no disk format"),
             ("/p,raw,xvda,w,more", "'more' is one field too many"),
             ("color=red,/p,raw,xvda,w", "Invalid disk option: color=red"),
+            (
+                "acces=rw,/p,raw,xvda",
+                "there are target=, format=, vdev=, access=",
+            ),
             ("vdev=xvda,vdev=xvdb,target=/p", "'vdev' is given twice"),
             ("/p,raw,xvda,w,iops=0", "'0' is no limit"),
             (

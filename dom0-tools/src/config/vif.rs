@@ -77,7 +77,10 @@ pub struct Rate {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VifError {
     /// No such option.
-    #[error("Invalid vif option: {0}")]
+    #[error(
+        "Invalid vif option: {0}; written as key=value, with the keys mac, bridge, ip, script, vifname, rate, mtu, mode, \
+         forward, backend, type and model"
+    )]
     Option(String),
     /// Not an address.
     #[error("'{0}' is no MAC address: write six hexadecimal pairs, such as 00:16:3e:01:02:03")]
@@ -113,6 +116,11 @@ pub enum VifError {
         "vif option 'forward' goes with mode=user: an interface of the host's has an address of its own"
     )]
     ForwardOfTap,
+    /// There is no interface on the host.
+    #[error(
+        "vif option '{0}' goes with mode=tap: with mode=user there is no interface of the host's to use it on"
+    )]
+    TapOfUser(&'static str),
     /// HVM.
     #[error("vif option 'type={0}' is not for a PV domain")]
     Type(String),
@@ -135,7 +143,21 @@ impl Vif {
         if vif.forward.is_some() && vif.mode != Mode::User {
             return Err(VifError::ForwardOfTap);
         }
+        vif.check_user()?;
         Ok(vif)
+    }
+
+    fn check_user(&self) -> Result<(), VifError> {
+        let of_tap = [
+            ("bridge", &self.bridge),
+            ("script", &self.script),
+            ("vifname", &self.vifname),
+        ];
+        let given = of_tap.into_iter().find(|(_, value)| value.is_some());
+        match (self.mode, given) {
+            (Mode::User, Some((key, _))) => Err(VifError::TapOfUser(key)),
+            _ => Ok(()),
+        }
     }
 
     fn set(&mut self, key: &str, value: &str) -> Result<(), VifError> {
@@ -348,6 +370,9 @@ mod tests {
         for (text, message) in [
             ("colour=red", "Invalid vif option: colour"),
             ("bridge", "Invalid vif option: bridge"),
+            ("brige=br0", "with the keys mac, bridge, ip"),
+            ("bridge=br0,mode=user", "'bridge' goes with mode=tap"),
+            ("mode=user,vifname=x", "'vifname' goes with mode=tap"),
             ("mac=1:2:3", "'1:2:3' is no MAC address"),
             ("mac=00:16:3e:00:00:00:00", "is no MAC address"),
             ("mac=+0:16:3e:00:00:00", "is no MAC address"),

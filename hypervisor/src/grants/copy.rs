@@ -2,7 +2,7 @@
 
 use super::{Access, GrantDomains, GrantError, GrantTable, Granted, Use, table::FrameRef};
 use guest_abi::{
-    addr::{DomId, GrantRef, Mfn, PAGE_SIZE},
+    addr::{DomId, GrantRef, MachineAddr, Mfn, PAGE_SIZE},
     grant_table::{GNTCOPY_DEST_GREF, GNTCOPY_SOURCE_GREF, GnttabCopy, GnttabCopyPtr},
 };
 use std::sync::Arc;
@@ -21,6 +21,13 @@ impl Side {
         match self {
             Side::Own(frame) => frame,
             Side::Granted(granted) => granted.frame_ref(),
+        }
+    }
+
+    fn at(&self, offset: u16, len: usize) -> Result<MachineAddr, GrantError> {
+        match self {
+            Side::Own(frame) => frame.at(offset),
+            Side::Granted(granted) => granted.at(offset, len),
         }
     }
 }
@@ -47,8 +54,8 @@ pub fn copy(
     // two may overlap.
     let mut page = [0; PAGE];
     let bytes = &mut page[..len];
-    let from = source.frame().at(op.source.offset)?;
-    let to = dest.frame().at(op.dest.offset)?;
+    let from = source.at(op.source.offset, len)?;
+    let to = dest.at(op.dest.offset, len)?;
     if !source.frame().table().memory().read(from, bytes) {
         return Err(GrantError::NotRam(source.frame().frame()));
     }
@@ -71,7 +78,7 @@ pub fn read_grant(
     buf: &mut [u8],
 ) -> Result<(), GrantError> {
     let granted = part(granter, user, gref, (offset, buf.len()), false)?;
-    let at = granted.frame_ref().at(offset)?;
+    let at = granted.at(offset, buf.len())?;
     let read = granter.memory().read(at, buf);
     read.then_some(())
         .ok_or(GrantError::NotRam(granted.frame()))
@@ -89,7 +96,7 @@ pub fn write_grant(
     bytes: &[u8],
 ) -> Result<(), GrantError> {
     let granted = part(granter, user, gref, (offset, bytes.len()), true)?;
-    let at = granted.frame_ref().at(offset)?;
+    let at = granted.at(offset, bytes.len())?;
     let written = granter.memory().write(at, bytes);
     written
         .then_some(())

@@ -1,4 +1,5 @@
-//! One entry of a grant table, version 1, as the word that it is.
+//! One entry of a grant table, version 1, as the word that it is. Those of version
+//! 2 are in `entry_v2.rs`; [`Place`] is either.
 //!
 //! ```text
 //! bits  0..16  flags   GTF_*; reading and writing are set by the hypervisor
@@ -6,7 +7,7 @@
 //! bits 32..64  frame
 //! ```
 
-use super::{Access, GrantError, Use};
+use super::{Access, GrantError, Use, entry_v2, pins::Part};
 use crate::shared_words::SharedWords;
 use guest_abi::{
     addr::{DomId, GrantRef, MachineAddr, Mfn},
@@ -18,18 +19,122 @@ use guest_abi::{
 /// How often an entry that changes under us is tried.
 const ATTEMPTS: usize = 5;
 
+/// Where the words of a grant are.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Place {
+    /// An entry of version 1.
+    V1(MachineAddr),
+    /// An entry of version 2 and its status word.
+    V2 {
+        entry: MachineAddr,
+        status: MachineAddr,
+    },
+}
+
+impl Place {
+    /// Marks the grant as in use; the frame and the part of it that were granted. `user` is given at the
+    /// first use only: later ones rest on what was checked then.
+    pub(super) fn mark(
+        self,
+        words: &dyn SharedWords,
+        gref: GrantRef,
+        user: Option<DomId>,
+        access: Access,
+    ) -> Result<(Mfn, Part), GrantError> {
+        match self {
+            Self::V1(at) => {
+                mark(words, at, gref, user, access).map(|seen| (seen.frame(), Part::WHOLE))
+            }
+            Self::V2 { entry, status } => {
+                entry_v2::mark(words, (entry, status), gref, user, access)
+            }
+        }
+    }
+
+    /// Takes the marks `flags` off.
+    pub(super) fn unmark(self, words: &dyn SharedWords, flags: u16) {
+        match self {
+            Self::V1(at) | Self::V2 { status: at, .. } => unmark(words, at, flags),
+        }
+    }
+
+    /// Permits `dom` to use `frame`; `false` for a frame that the version cannot name.
+    pub(super) fn permit(self, words: &dyn SharedWords, dom: DomId, frame: Mfn) -> bool {
+        match self {
+            Self::V1(at) => {
+                let Ok(short) = u32::try_from(frame.0) else {
+                    return false;
+                };
+                words.store_u64(at, Captured::permit(dom, short).word());
+            }
+            Self::V2 { entry, .. } => entry_v2::write(words, entry, GTF_PERMIT_ACCESS, dom, frame),
+        }
+        true
+    }
+
+    /// What a plain grant of a whole page says, if this is one: flags without marks, user, frame.
+    pub(super) fn whole_page(self, words: &dyn SharedWords) -> Option<(u16, DomId, Mfn)> {
+        let (flags, dom, frame) = match self {
+            Self::V1(at) => {
+                let seen = Captured(words.load_u64(at));
+                (seen.flags(), seen.dom(), seen.frame())
+            }
+            Self::V2 { entry, .. } => entry_v2::read(words, entry),
+        };
+        let plain = flags & (GTF_TYPE_MASK | GTF_SUB_PAGE) == GTF_PERMIT_ACCESS;
+        plain.then_some((flags & !(GTF_READING | GTF_WRITING), dom, frame))
+    }
+
+    /// Writes what [`whole_page`](Self::whole_page) gave; `false` for a frame that the version cannot name.
+    pub(super) fn restore(
+        self,
+        words: &dyn SharedWords,
+        (flags, dom, frame): (u16, DomId, Mfn),
+    ) -> bool {
+        match self {
+            Self::V1(at) => {
+                let Ok(short) = u32::try_from(frame.0) else {
+                    return false;
+                };
+                let entry = Captured::permit(dom, short).0 | u64::from(flags);
+                words.store_u64(at, entry);
+            }
+            Self::V2 { entry, .. } => entry_v2::write(words, entry, flags, dom, frame),
+        }
+        true
+    }
+
+    /// Swaps two entries that nobody uses.
+    pub(super) fn swap(self, other: Self, words: &dyn SharedWords) {
+        let exchange = |a: MachineAddr, b: MachineAddr| {
+            let word = words.swap_u64(b, words.load_u64(a));
+            words.store_u64(a, word);
+        };
+        match (self, other) {
+            (Self::V1(a), Self::V1(b)) => exchange(a, b),
+            (Self::V2 { entry: a, .. }, Self::V2 { entry: b, .. }) => {
+                for offset in [0, 8] {
+                    exchange(MachineAddr(a.0 + offset), MachineAddr(b.0 + offset));
+                }
+            }
+            // Both are of one table.
+            _ => {}
+        }
+    }
+}
+
 /// A copy of an entry.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Captured(u64);
+struct Captured(u64);
 
 impl Captured {
     /// An entry that permits `dom` to use `frame`.
-    pub(super) fn permit(dom: DomId, frame: u32) -> Self {
+    fn permit(dom: DomId, frame: u32) -> Self {
         let flags = u64::from(GTF_PERMIT_ACCESS);
         Captured(u64::from(frame) << 32 | u64::from(dom.0) << 16 | flags)
     }
 
-    pub(super) fn word(self) -> u64 {
+    fn word(self) -> u64 {
         self.0
     }
 
@@ -43,7 +148,7 @@ impl Captured {
         DomId((self.0 >> 16) as u16)
     }
 
-    pub(super) fn frame(self) -> Mfn {
+    fn frame(self) -> Mfn {
         Mfn(self.0 >> 32)
     }
 
@@ -82,7 +187,7 @@ impl Captured {
 }
 
 /// Marks the entry at `at` as in use and gives the copy that was checked.
-pub(super) fn mark(
+fn mark(
     words: &dyn SharedWords,
     at: MachineAddr,
     gref: GrantRef,
@@ -101,7 +206,7 @@ pub(super) fn mark(
 }
 
 /// Takes the marks `flags` off the entry at `at`.
-pub(super) fn unmark(words: &dyn SharedWords, at: MachineAddr, flags: u16) {
+fn unmark(words: &dyn SharedWords, at: MachineAddr, flags: u16) {
     if flags != 0 {
         words.fetch_and_u16(at, !flags);
     }

@@ -62,6 +62,22 @@ pub enum GrantError {
     /// Counters have an end.
     #[error("grant {0} is in use too often")]
     TooManyUses(GrantRef),
+    /// The grant is of a part of a page, which can be copied only.
+    #[error("grant {0} is of a part of a page: it cannot be mapped")]
+    PartOnly(GrantRef),
+    /// A copy reaches out of the part of a page that is granted.
+    #[error("{len} bytes at {offset:#x} are not in the part of a page that grant {gref} is of")]
+    OutsidePart {
+        /// The reference.
+        gref: GrantRef,
+        /// The first byte.
+        offset: u16,
+        /// How many.
+        len: usize,
+    },
+    /// Grants are in use, so that the table's version stays.
+    #[error("{0} grants are in use: the version of the table stays")]
+    TableInUse(usize),
     /// The grant is in use and cannot move.
     #[error("grant {0} is in use")]
     Busy(GrantRef),
@@ -145,6 +161,9 @@ impl GrantError {
             | Self::NotGranted { .. }
             | Self::ReadOnly(_)
             | Self::Unstable(_)
+            | Self::PartOnly(_)
+            | Self::OutsidePart { .. }
+            | Self::TableInUse(_)
             | Self::InUseBy { .. }
             | Self::TooManyUses(_)
             | Self::NotWritable(_)
@@ -164,10 +183,12 @@ impl GrantError {
             | Self::FrameNotOwn(_)
             | Self::NotGranted { .. }
             | Self::ReadOnly(_)
+            | Self::PartOnly(_)
+            | Self::OutsidePart { .. }
             | Self::NotWritable(_) => Errno::EACCES,
             Self::NoHandle(_) | Self::TooManyUses(_) => Errno::ENOSPC,
             Self::NoMemory => Errno::ENOMEM,
-            Self::Busy(_) | Self::InUseBy { .. } => Errno::EBUSY,
+            Self::Busy(_) | Self::InUseBy { .. } | Self::TableInUse(_) => Errno::EBUSY,
             Self::Unstable(_) => Errno::EAGAIN,
             _ => Errno::EINVAL,
         }

@@ -18,7 +18,8 @@
 //!
 //! Laws:
 //! - An entry is read once, as one 8-byte word; that copy is checked, and the
-//!   frame is the one in it. While a grant is pinned its frame and user are
+//!   frame is the one in it. (Version 2, whose entries are longer than a word: see
+//!   `entry_v2.rs`.) While a grant is pinned its frame and user are
 //!   those recorded at the first pin, whatever the entry says by now.
 //! - References are a multiset: each [`Granted`] gives back exactly what it
 //!   took, once, when it is dropped. No path counts by hand.
@@ -30,6 +31,7 @@
 
 mod copy;
 mod entry;
+mod entry_v2;
 mod error;
 mod maptrack;
 mod pins;
@@ -44,7 +46,7 @@ pub use maptrack::{
     Ended, Installed, MapReply, MapRequest, MapTarget, MapTrack, ProcessTarget, UnmapRequest,
 };
 pub use pins::{Access, Use};
-pub use table::{ENTRIES_PER_FRAME, GrantTable, Granted};
+pub use table::{GrantTable, Granted};
 
 use guest_abi::addr::{DomId, MachineAddr, Mfn};
 use std::{os::fd::BorrowedFd, ptr::NonNull, sync::Arc};

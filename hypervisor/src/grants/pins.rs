@@ -28,20 +28,54 @@ pub struct Access {
     pub write: bool,
 }
 
-/// A grant in use: the frame and the user are those of its first use.
+/// The bytes of a page that a grant is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    /// The first one.
+    offset: u16,
+    /// How many.
+    length: u16,
+}
+
+impl Part {
+    /// All of a page.
+    pub(super) const WHOLE: Self = Part {
+        offset: 0,
+        length: 4096,
+    };
+
+    /// As an entry says; what lies past the page's end is in no copy anyway.
+    pub(super) fn new(offset: u16, length: u16) -> Self {
+        Part { offset, length }
+    }
+
+    pub(super) fn is_whole(self) -> bool {
+        self == Self::WHOLE
+    }
+
+    /// Whether `length` bytes from `offset` on are in it.
+    pub(super) fn holds(self, offset: u16, length: usize) -> bool {
+        let end = usize::from(self.offset) + usize::from(self.length);
+        offset >= self.offset && usize::from(offset) + length <= end
+    }
+}
+
+/// A grant in use: the frame, the part and the user are those of its first use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Active {
     pub(super) user: DomId,
     pub(super) frame: Mfn,
+    pub(super) part: Part,
     /// Readers and writers, host (copies count there) and device.
     uses: [[u16; 2]; 2],
 }
 
 impl Active {
-    pub(super) fn new(user: DomId, frame: Mfn) -> Self {
+    pub(super) fn new(user: DomId, (frame, part): (Mfn, Part)) -> Self {
         Active {
             user,
             frame,
+            part,
             uses: [[0; 2]; 2],
         }
     }

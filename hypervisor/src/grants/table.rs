@@ -1,28 +1,77 @@
 //! The granting side: a domain's grant table, and what of it is in use.
 
-use super::{Access, FrameRefused, GrantError, GrantMemory, entry, pins::Active};
+use super::{
+    Access, FrameRefused, GrantError, GrantMemory, Use,
+    entry::Place,
+    pins::{Active, Part},
+};
 use crate::{events::DomainKey, shared_words::SharedWords};
 use guest_abi::{
     addr::{DomId, GrantRef, MachineAddr, Mfn, PAGE_SIZE},
-    grant_table::GrantEntryV1,
+    grant_table::{GNTTAB_NR_RESERVED_ENTRIES, GrantEntryV1, GrantEntryV2FullPage},
 };
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-const ENTRY_BYTES: u64 = size_of::<GrantEntryV1>() as u64;
-
-/// Grants in one frame of a table.
-#[allow(clippy::cast_possible_truncation)] // 512
-pub const ENTRIES_PER_FRAME: u32 = (PAGE_SIZE / ENTRY_BYTES) as u32;
-
 /// Frames that a table has from the start.
 const INITIAL_FRAMES: u32 = 1;
 
+/// Bytes of a status word of version 2.
+const STATUS_BYTES: u32 = size_of::<u16>() as u32;
+
+/// How the table's entries are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Version {
+    #[default]
+    V1,
+    V2,
+}
+
+impl Version {
+    #[allow(clippy::cast_possible_truncation)] // 8 and 16
+    const fn entry_bytes(self) -> u32 {
+        match self {
+            Version::V1 => size_of::<GrantEntryV1>() as u32,
+            Version::V2 => size_of::<GrantEntryV2FullPage>() as u32,
+        }
+    }
+
+    const fn entries_per_frame(self) -> u32 {
+        PAGE_BYTES / self.entry_bytes()
+    }
+
+    /// Status frames for that many frames of entries.
+    fn status_frames(self, frames: u32) -> u32 {
+        match self {
+            Version::V1 => 0,
+            Version::V2 => {
+                let words = frames.saturating_mul(self.entries_per_frame());
+                words.div_ceil(PAGE_BYTES / STATUS_BYTES)
+            }
+        }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation)] // 4096
+const PAGE_BYTES: u32 = PAGE_SIZE as u32;
+
+/// Where element `index` of an array that lies in `frames` is, each element of `bytes`.
+fn element(frames: &[Mfn], index: u32, bytes: u32) -> Option<MachineAddr> {
+    let in_frame = PAGE_BYTES / bytes;
+    let frame = frames.get(usize::try_from(index / in_frame).ok()?)?;
+    frame
+        .addr()?
+        .checked_add(u64::from(index % in_frame * bytes))
+}
+
 #[derive(Default)]
 struct State {
+    version: Version,
     frames: Vec<Mfn>,
+    /// Of version 2; kept, unused, while the version is 1.
+    status: Vec<Mfn>,
     /// The grants in use; one that is not in use is not in here.
     active: HashMap<GrantRef, Active>,
     dying: bool,
@@ -32,28 +81,27 @@ impl State {
     fn entries(&self) -> u32 {
         u32::try_from(self.frames.len())
             .unwrap_or(u32::MAX)
-            .saturating_mul(ENTRIES_PER_FRAME)
+            .saturating_mul(self.version.entries_per_frame())
     }
 
-    fn entry(&self, dom: DomId, gref: GrantRef) -> Result<MachineAddr, GrantError> {
-        let missing = GrantError::NoSuchGrant {
+    fn place(&self, dom: DomId, gref: GrantRef) -> Result<Place, GrantError> {
+        let entry = element(&self.frames, gref.0, self.version.entry_bytes());
+        let place = entry.and_then(|entry| match self.version {
+            Version::V1 => Some(Place::V1(entry)),
+            Version::V2 => {
+                let status = element(&self.status, gref.0, STATUS_BYTES)?;
+                Some(Place::V2 { entry, status })
+            }
+        });
+        place.ok_or(GrantError::NoSuchGrant {
             dom,
             gref,
             entries: self.entries(),
-        };
-        let frame = usize::try_from(gref.0 / ENTRIES_PER_FRAME).ok();
-        let frame = frame
-            .and_then(|index| self.frames.get(index))
-            .ok_or(missing.clone())?;
-        let offset = u64::from(gref.0 % ENTRIES_PER_FRAME) * ENTRY_BYTES;
-        frame
-            .addr()
-            .and_then(|at| at.checked_add(offset))
-            .ok_or(missing)
+        })
     }
 }
 
-/// A domain's grant table, version 1.
+/// A domain's grant table.
 pub struct GrantTable {
     key: DomainKey,
     max_frames: u32,
@@ -136,10 +184,94 @@ impl GrantTable {
     fn grow(&self, nr_frames: u32) -> Result<(), GrantError> {
         let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
         while self.size().0 < nr_frames {
+            let version = self.state().version;
+            let frames = self.size().0;
+            self.add_status(version.status_frames(frames.saturating_add(1)))?;
             let frame = self.memory.new_table_frame().ok_or(GrantError::NoMemory)?;
             self.state().frames.push(frame);
         }
         Ok(())
+    }
+
+    /// With `growing` held. Frames that there are stay, too, when the version changes: a
+    /// guest may have them mapped (XSA-384).
+    fn add_status(&self, count: u32) -> Result<(), GrantError> {
+        let count = usize::try_from(count).unwrap_or(usize::MAX);
+        while self.state().status.len() < count {
+            let frame = self.memory.new_table_frame().ok_or(GrantError::NoMemory)?;
+            self.state().status.push(frame);
+        }
+        Ok(())
+    }
+
+    /// `GNTTABOP_get_version`: 1 or 2.
+    #[must_use]
+    pub fn version(&self) -> u32 {
+        match self.state().version {
+            Version::V1 => 1,
+            Version::V2 => 2,
+        }
+    }
+
+    /// `GNTTABOP_set_version`: lays the table out anew, empty but for the reserved entries. With
+    /// `two` in version 2, else in version 1.
+    ///
+    /// # Errors
+    /// [`GrantError::TableInUse`], and [`GrantError::NoMemory`]; then all is as before.
+    pub fn set_version(&self, two: bool) -> Result<(), GrantError> {
+        let _growing = self.growing.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = if two { Version::V2 } else { Version::V1 };
+        if self.state().version == version {
+            return Ok(());
+        }
+        self.add_status(version.status_frames(self.size().0))?;
+        let mut state = self.state();
+        if !state.active.is_empty() {
+            return Err(GrantError::TableInUse(state.active.len()));
+        }
+        let dom = self.key.dom;
+        let reserved = || (0..GNTTAB_NR_RESERVED_ENTRIES).map(GrantRef);
+        let kept: Vec<_> = reserved()
+            .map(|gref| state.place(dom, gref).ok()?.whole_page(&*self.words))
+            .collect();
+        for frame in state.frames.iter().chain(&state.status) {
+            self.clear(*frame);
+        }
+        state.version = version;
+        for (gref, kept) in reserved().zip(kept) {
+            if let (Some(kept), Ok(place)) = (kept, state.place(dom, gref)) {
+                // One that version 1 cannot name is given up.
+                let _ = place.restore(&*self.words, kept);
+            }
+        }
+        Ok(())
+    }
+
+    fn clear(&self, frame: Mfn) {
+        for offset in (0..PAGE_SIZE).step_by(8) {
+            if let Some(at) = frame.addr().and_then(|at| at.checked_add(offset)) {
+                self.words.store_u64(at, 0);
+            }
+        }
+    }
+
+    /// `GNTTABOP_get_status_frames`: the first `nr_frames` of those that hold the marks of version 2.
+    ///
+    /// # Errors
+    /// [`GrantError::TooManyFrames`]: in version 1 there are none.
+    pub fn status_frames(&self, nr_frames: u32) -> Result<Vec<Mfn>, GrantError> {
+        let state = self.state();
+        let max = state
+            .version
+            .status_frames(u32::try_from(state.frames.len()).unwrap_or(u32::MAX));
+        if nr_frames > max {
+            return Err(GrantError::TooManyFrames {
+                asked: nr_frames,
+                max,
+            });
+        }
+        let count = usize::try_from(nr_frames).unwrap_or(usize::MAX);
+        Ok(state.status.iter().copied().take(count).collect())
     }
 
     /// Writes a grant on the domain's behalf, as the toolstack does for the
@@ -150,14 +282,12 @@ impl GrantTable {
     /// [`GrantError::NotRam`] for a frame that version 1 cannot name.
     pub fn seed(&self, gref: GrantRef, user: DomId, frame: Mfn) -> Result<(), GrantError> {
         let state = self.state();
-        let at = state.entry(self.key.dom, gref)?;
+        let place = state.place(self.key.dom, gref)?;
         if state.active.contains_key(&gref) {
             return Err(GrantError::Busy(gref));
         }
-        let short = u32::try_from(frame.0).map_err(|_| GrantError::NotRam(frame))?;
-        self.words
-            .store_u64(at, entry::Captured::permit(user, short).word());
-        Ok(())
+        let permitted = place.permit(&*self.words, user, frame);
+        permitted.then_some(()).ok_or(GrantError::NotRam(frame))
     }
 
     /// `GNTTABOP_swap_grant_ref`.
@@ -166,7 +296,7 @@ impl GrantTable {
     /// [`GrantError::NoSuchGrant`], and [`GrantError::Busy`] for one in use.
     pub fn swap(&self, a: GrantRef, b: GrantRef) -> Result<(), GrantError> {
         let state = self.state();
-        let (at_a, at_b) = (state.entry(self.key.dom, a)?, state.entry(self.key.dom, b)?);
+        let (at_a, at_b) = (state.place(self.key.dom, a)?, state.place(self.key.dom, b)?);
         if a == b {
             return Ok(());
         }
@@ -176,8 +306,7 @@ impl GrantTable {
         {
             return Err(GrantError::Busy(busy));
         }
-        let word = self.words.swap_u64(at_b, self.words.load_u64(at_a));
-        self.words.store_u64(at_a, word);
+        at_a.swap(at_b, &*self.words);
         Ok(())
     }
 
@@ -191,7 +320,7 @@ impl GrantTable {
         user: DomId,
         access: Access,
     ) -> Result<Granted, GrantError> {
-        let frame = self.pin(gref, user, access)?;
+        let (frame, part) = self.pin(gref, user, access)?;
         // From here on the pin goes back by itself.
         let pin = Pin {
             table: self.clone(),
@@ -199,15 +328,15 @@ impl GrantTable {
             access,
         };
         let frame = FrameRef::take(self, frame, access.write)?;
-        Ok(Granted { frame, pin })
+        Ok(Granted { frame, part, pin })
     }
 
-    fn pin(&self, gref: GrantRef, user: DomId, access: Access) -> Result<Mfn, GrantError> {
+    fn pin(&self, gref: GrantRef, user: DomId, access: Access) -> Result<(Mfn, Part), GrantError> {
         let mut state = self.state();
         if state.dying {
             return Err(GrantError::Dying(self.key.dom));
         }
-        let at = state.entry(self.key.dom, gref)?;
+        let place = state.place(self.key.dom, gref)?;
         let mut active = match state.active.get(&gref) {
             Some(active) if active.user != user => {
                 return Err(GrantError::InUseBy {
@@ -216,24 +345,24 @@ impl GrantTable {
                 });
             }
             Some(active) if !active.has_room() => return Err(GrantError::TooManyUses(gref)),
+            Some(active) if access.how != Use::Copy && !active.part.is_whole() => {
+                return Err(GrantError::PartOnly(gref));
+            }
             Some(active) if access.write && !active.is_written() => {
-                entry::mark(&*self.words, at, gref, None, access)?;
+                place.mark(&*self.words, gref, None, access)?;
                 *active
             }
             Some(active) => *active,
-            None => {
-                let captured = entry::mark(&*self.words, at, gref, Some(user), access)?;
-                Active::new(user, captured.frame())
-            }
+            None => Active::new(user, place.mark(&*self.words, gref, Some(user), access)?),
         };
         active.add(access);
         state.active.insert(gref, active);
-        Ok(active.frame)
+        Ok((active.frame, active.part))
     }
 
     fn unpin(&self, gref: GrantRef, access: Access) {
         let mut state = self.state();
-        let Ok(at) = state.entry(self.key.dom, gref) else {
+        let Ok(place) = state.place(self.key.dom, gref) else {
             return;
         };
         let Some(active) = state.active.get_mut(&gref) else {
@@ -243,7 +372,7 @@ impl GrantTable {
         if !active.is_used() {
             state.active.remove(&gref);
         }
-        entry::unmark(&*self.words, at, unused);
+        place.unmark(&*self.words, unused);
     }
 
     /// Whether `frame` is RAM of the domain at this moment.
@@ -343,6 +472,7 @@ impl Drop for FrameRef {
 #[must_use]
 pub struct Granted {
     frame: FrameRef,
+    part: Part,
     pin: Pin,
 }
 
@@ -363,6 +493,15 @@ impl Granted {
     #[must_use]
     pub fn granter(&self) -> &Arc<GrantTable> {
         &self.pin.table
+    }
+
+    /// The machine address of `len` bytes of the page, all of which are granted.
+    pub(super) fn at(&self, offset: u16, len: usize) -> Result<MachineAddr, GrantError> {
+        if !self.part.holds(offset, len) {
+            let gref = self.pin.gref;
+            return Err(GrantError::OutsidePart { gref, offset, len });
+        }
+        self.frame.at(offset)
     }
 
     pub(super) fn frame_ref(&self) -> &FrameRef {

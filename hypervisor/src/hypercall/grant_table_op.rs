@@ -59,7 +59,7 @@ pub enum Progress {
 }
 
 /// `HYPERVISOR_grant_table_op(cmd, arg, count)`: how a domain uses pages that another granted, and manages the
-/// table of its own grants. Version 1, 1 to `max_grant_frames` frames of 512 entries.
+/// table of its own grants: 1 to `max_grant_frames` frames of 512 entries of version 1 or 256 of version 2.
 ///
 /// # Arguments
 /// - `cmd`: the operation.
@@ -101,15 +101,17 @@ pub enum Progress {
 ///
 /// Status: `GNTST_BAD_HANDLE`, `GNTST_GENERAL_ERROR`.
 /// ## `GNTTABOP_SET_VERSION` `GnttabSetVersion`
-/// Version 1 is done. `version` says 1 in any case.
+/// Chooses version 1, as which a table begins, or 2. The table is empty afterwards but for its first 8 entries.
+/// `version` then says which it is, also after an error.
 ///
-/// Errors: `ENOSYS`: version 2. `EINVAL`: others.
+/// Errors: `EINVAL`: another version. `EBUSY`: a grant is in use. `ENOMEM`: no frame is left for the marks.
 /// ## `GNTTABOP_GET_STATUS_FRAMES` `GnttabGetStatusFrames`
-/// Version 1 has none.
+/// Writes the numbers of the frames with the in-use marks of version 2, a word of 16 bits for each entry, to
+/// the list. Version 1 has none.
 ///
-/// Status: `GNTST_PERMISSION_DENIED`, `GNTST_BAD_DOMAIN`, `GNTST_GENERAL_ERROR`.
+/// Status: `GNTST_PERMISSION_DENIED`, `GNTST_BAD_DOMAIN`, `GNTST_GENERAL_ERROR`, `GNTST_BAD_VIRT_ADDR`.
 /// ## `GNTTABOP_GET_VERSION` `GnttabGetVersion`
-/// 1.
+/// 1 or 2.
 ///
 /// Errors: `EPERM`: another domain's. `ESRCH`: no such domain.
 /// ## `GNTTABOP_SWAP_GRANT_REF` `GnttabSwapGrantRef`
@@ -130,7 +132,7 @@ pub enum Progress {
 ///   the debug level.
 ///
 /// # Left out
-/// - Version 2, with it transitive grants and parts of pages; transfers; `GNTTABOP_dump_table`.
+/// - Transitive grants, as on a Xen started with `gnttab=no-transitive`; transfers; `GNTTABOP_dump_table`.
 /// - The console's and xenstore's reserved entries are empty: Dom0 maps those rings by frame number.
 ///
 /// # Guards against
@@ -401,32 +403,40 @@ fn query_size(
     caller.guest.write_obj(at, &arg)
 }
 
-/// There are no status frames in version 1.
+/// The frames of the marks of version 2; in version 1 there are none.
 fn get_status_frames(
     caller: &GrantCaller<'_>,
     at: GuestVirt,
     arg: GnttabGetStatusFrames,
 ) -> Result<(), Errno> {
-    let none = match arg.nr_frames {
-        0 => Ok(()),
-        asked => Err(GrantError::TooManyFrames { asked, max: 0 }),
-    };
-    let outcome = caller.expect_own(DomId(arg.dom)).and(none);
+    let list = GuestVirt(arg.frame_list);
+    let outcome = caller.expect_own(DomId(arg.dom)).and_then(|()| {
+        for (frame, index) in caller.own.status_frames(arg.nr_frames)?.iter().zip(0..) {
+            let written = caller.guest.write_element(list, index, &frame.0);
+            written.map_err(|_| GrantError::BadResultAddress(list.0))?;
+        }
+        Ok(())
+    });
     let status = caller.status(&outcome);
     caller.tell(at, offset_of!(GnttabGetStatusFrames, status), &status)
 }
 
-/// Version 1 is the only one, as on a Xen started with `gnttab=max-ver:1`.
+/// Whatever comes of it, the version that there is then is told.
 fn set_version(caller: &GrantCaller<'_>, at: GuestVirt) -> Result<(), Errno> {
     let arg: GnttabSetVersion = caller.guest.read_obj(at)?;
-    caller
-        .guest
-        .write_obj(at, &GnttabSetVersion { version: 1 })?;
-    match arg.version {
-        1 => Ok(()),
-        2 => Err(Errno::ENOSYS),
-        _ => Err(Errno::EINVAL),
-    }
+    let outcome = match arg.version {
+        1 | 2 => caller.own.set_version(arg.version == 2),
+        _ => return Err(Errno::EINVAL),
+    };
+    let version = caller.own.version();
+    caller.guest.write_obj(at, &GnttabSetVersion { version })?;
+    outcome.map_err(|error| {
+        reason::leave(Reason::Grant(error.clone()));
+        match error {
+            GrantError::NoMemory => Errno::ENOMEM,
+            _ => Errno::EBUSY,
+        }
+    })
 }
 
 fn get_version(caller: &GrantCaller<'_>, at: GuestVirt) -> Result<(), Errno> {
@@ -437,7 +447,8 @@ fn get_version(caller: &GrantCaller<'_>, at: GuestVirt) -> Result<(), Errno> {
             GrantError::NoSuchDomain(_) => Errno::ESRCH,
             _ => Errno::EPERM,
         })?;
-    caller.tell(at, offset_of!(GnttabGetVersion, version), &1u32)
+    let version = caller.own.version();
+    caller.tell(at, offset_of!(GnttabGetVersion, version), &version)
 }
 
 #[cfg(test)]

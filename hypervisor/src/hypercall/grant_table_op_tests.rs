@@ -5,6 +5,7 @@ use crate::{
         tests::{Granter, World},
     },
     hypercall::test_guest::TestGuest,
+    shared_words::SharedWords,
 };
 use zerocopy::Immutable;
 
@@ -89,17 +90,12 @@ fn the_frames_of_a_table_are_told() {
 }
 
 #[test]
-fn version_1_is_the_only_one() {
+fn both_versions_are_there() {
     let f = Fixture::new();
-    let set = |version| f.call(GNTTABOP_SET_VERSION, GnttabSetVersion { version });
-    assert_eq!(set(1), Ok(GnttabSetVersion { version: 1 }));
-    assert_eq!(set(2), Err(Errno::ENOSYS));
-    assert_eq!(
-        f.guest.read_obj(ARG),
-        Ok(1u32),
-        "the version that there is is told"
-    );
-    assert_eq!(set(3), Err(Errno::EINVAL));
+    let set = |version| {
+        let arg = GnttabSetVersion { version };
+        f.call(GNTTABOP_SET_VERSION, arg).map(|arg| arg.version)
+    };
     let get = |dom| {
         let arg = GnttabGetVersion {
             dom,
@@ -108,19 +104,48 @@ fn version_1_is_the_only_one() {
         };
         f.call(GNTTABOP_GET_VERSION, arg).map(|arg| arg.version)
     };
-    assert_eq!(
-        (get(SELF), get(3), get(9)),
-        (Ok(1), Err(Errno::EPERM), Err(Errno::ESRCH))
-    );
-    let status = |nr_frames| {
+    let status = |nr_frames, frame_list| {
         let arg = GnttabGetStatusFrames {
             nr_frames,
             dom: SELF,
+            frame_list,
             ..Default::default()
         };
         f.call(GNTTABOP_GET_STATUS_FRAMES, arg).unwrap().status
     };
-    assert_eq!((status(0), status(1)), (GNTST_OKAY, GNTST_GENERAL_ERROR));
+    assert_eq!(
+        (get(SELF), get(3), get(9)),
+        (Ok(1), Err(Errno::EPERM), Err(Errno::ESRCH))
+    );
+    assert_eq!(
+        (status(0, 0x800), status(1, 0x800)),
+        (GNTST_OKAY, GNTST_GENERAL_ERROR)
+    );
+    assert_eq!((set(1), set(3)), (Ok(1), Err(Errno::EINVAL)));
+    assert_eq!((set(2), get(SELF), set(2)), (Ok(2), Ok(2), Ok(2)));
+    assert_eq!(
+        (status(1, 0x800), status(2, 0x800)),
+        (GNTST_OKAY, GNTST_GENERAL_ERROR)
+    );
+    assert_eq!(f.guest.read_obj::<[u64; 2]>(GuestVirt(0x800)), Ok([1, 0]));
+    assert_eq!(status(1, 32764), GNTST_BAD_VIRT_ADDR);
+
+    // A grant in use: refused, and the version that there is is told.
+    let entry = u64::from(GTF_PERMIT_ACCESS) | 4 << 16;
+    f.own.memory.pages.store_u64(MachineAddr(9 * 16 + 8), 10);
+    f.own.memory.pages.store_u64(MachineAddr(9 * 16), entry);
+    let held = f.own.table.acquire(
+        GrantRef(9),
+        DomId(4),
+        crate::grants::Access {
+            how: crate::grants::Use::Host,
+            write: true,
+        },
+    );
+    assert_eq!(set(1), Err(Errno::EBUSY));
+    assert_eq!(f.guest.read_obj(ARG), Ok(2u32));
+    drop(held);
+    assert_eq!((set(1), get(SELF)), (Ok(1), Ok(1)));
 }
 
 #[test]

@@ -200,6 +200,9 @@ fn grant(error: &GrantError) -> Option<&'static str> {
             "set GNTCOPY_source_gref or GNTCOPY_dest_gref for what another domain granted"
         }
         GrantError::CrossesPage { .. } => "copy within one page",
+        GrantError::PartOnly(_) => "grant the whole page, without GTF_sub_page",
+        GrantError::OutsidePart { .. } => "copy within page_off and length of the entry",
+        GrantError::TableInUse(_) => "choose the version before the first grant",
         GrantError::TooManyFrames { .. } => {
             "ask GNTTABOP_query_size how many frames the table may have"
         }

@@ -19,6 +19,7 @@ mod machine;
 mod mistakes;
 mod network;
 mod observers;
+mod ordinary_user;
 mod real_xen;
 mod services;
 mod trace;

@@ -29,7 +29,7 @@ use domus_tests::harness::{
 const URL: &str = "http://10.9.7.2/";
 
 /// A disk with a page of `length` bytes.
-fn image(length: usize, seed: usize) -> (Vec<u8>, Vec<u8>) {
+pub fn image(length: usize, seed: usize) -> (Vec<u8>, Vec<u8>) {
     let page: Vec<u8> = (0..length)
         .map(|at| (at * 31 + at / 512 + seed).to_le_bytes()[0])
         .collect();
@@ -119,7 +119,7 @@ fn a_page_from_the_disk_over_the_network() {
     );
 }
 
-fn web() -> PathBuf {
+pub fn web() -> PathBuf {
     let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("unikernel");
     Programs::get().kernel_of(&sources, "web")
 }

@@ -4,6 +4,7 @@ mod copying;
 mod mapping;
 mod model;
 mod races;
+mod version_2;
 
 use super::*;
 use crate::{
