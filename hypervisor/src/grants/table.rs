@@ -19,7 +19,7 @@ use std::{
 const INITIAL_FRAMES: u32 = 1;
 
 /// Bytes of a status word of version 2.
-const STATUS_BYTES: u32 = size_of::<u16>() as u32;
+const STATUS_BYTES: u32 = u16::BITS / 8;
 
 /// How the table's entries are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
