@@ -13,7 +13,7 @@ use crate::{
     cpu::Trap,
     emulate::CpuidPolicy,
     fpu::FpuState,
-    interp::{Breakpoints, Counts, Exit, GuestPhys, Interpreter},
+    interp::{Breakpoints, Counts, Exit, GuestPhys, Interpreter, RF},
 };
 use guest_abi::addr::GuestVirt;
 use std::sync::{Arc, atomic::AtomicBool};
@@ -131,11 +131,14 @@ impl SoftVcpu {
                     let name = self.interpreter.describe(context, entry.root);
                     return match name {
                         Some(name) => Err(EngineError::Unknown(name)),
-                        None => Ok(Trap::Exception {
-                            vector: INVALID_OPCODE,
-                            error: 0,
-                            cr2: GuestVirt(0),
-                        }),
+                        None => {
+                            context.rflags |= RF;
+                            Ok(Trap::Exception {
+                                vector: INVALID_OPCODE,
+                                error: 0,
+                                cr2: GuestVirt(0),
+                            })
+                        }
                     };
                 }
             }

@@ -56,7 +56,8 @@ use crate::{
 use code::{Block, CodeCache};
 use compiled::{Compiled, Left, Way};
 use exec::string::CHUNK;
-use flags::{AC, RF, TF, VM};
+pub(crate) use flags::RF;
+use flags::{AC, TF, VM};
 use guest_abi::addr::{GuestVirt, Mfn};
 use op::{Flow, Op, slot};
 use state::{Cpu, Stop};
@@ -228,6 +229,10 @@ impl Interpreter {
             (true, true) => self.careful_step(resumed).unwrap_or(Exit::Budget),
         };
         self.cpu.leave(context);
+        if is_fault(exit) {
+            // Whoever goes on with the instruction has met its breakpoint already.
+            context.rflags |= RF;
+        }
         self.counts.runs += 1;
         self.counts.traps += u64::from(matches!(exit, Exit::Trap(_)));
         if exit == Exit::Unknown {
@@ -285,11 +290,23 @@ impl Interpreter {
             match stop {
                 Some(Stop::OverCode(mfn)) => self.code.drop_frame(&mut self.cpu, mfn),
                 Some(Stop::SplitLock) => split = true,
+                Some(Stop::Unknown) if self.start_anew() => {}
                 stop => break stop,
             }
         };
         self.cpu.chunk = CHUNK;
         stop
+    }
+
+    /// Whether an instruction was unknown for want of room for its stub; then there is
+    /// room now.
+    #[cold]
+    fn start_anew(&mut self) -> bool {
+        let full = self.cpu.vector.plans.is_full();
+        if full {
+            self.code.clear(&mut self.cpu);
+        }
+        full
     }
 
     /// Drops what may have become stale since the last run.
@@ -342,6 +359,7 @@ impl Interpreter {
                 }
                 Some(Stop::SplitLock) => alone = Alone::Split,
                 Some(Stop::Again) => return Exit::Budget,
+                Some(Stop::Unknown) if self.start_anew() => {}
                 Some(stop) => return exit(stop),
             }
         }
@@ -378,6 +396,16 @@ impl Interpreter {
         *last = left;
         self.counts.compiled += spent;
         (spent, (left == Left::Stopped).then_some(self.cpu.stop))
+    }
+}
+
+/// Whether a processor would set RF in the flags that it saves: at every exception but
+/// those behind an instruction, and an instruction breakpoint.
+fn is_fault(exit: Exit) -> bool {
+    use state::vector::{BP, DB, OF};
+    match exit {
+        Exit::Trap(Trap::Exception { vector, .. }) => !matches!(vector, DB | BP | OF),
+        _ => false,
     }
 }
 

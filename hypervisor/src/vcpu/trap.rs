@@ -9,7 +9,7 @@ use crate::{
     engine::TableWrite,
     guest_access::GuestAccess,
     hypercall,
-    interp::GuestPhys,
+    interp::{GuestPhys, RF},
     mistakes::reason,
     paging::{PtWrite, PtWriteOutcome},
     trace::{Seen, syscall_number},
@@ -72,7 +72,15 @@ impl Vcpu {
             Trap::Kick => Ok(()),
             Trap::Syscall if !self.state.user_mode => hypercall::dispatch(self),
             Trap::Syscall => self.user_syscall(),
-            Trap::Exception { vector, error, cr2 } => self.exception(vector, error, cr2),
+            Trap::Exception { vector, error, cr2 } => {
+                let rip = self.state.context.rip;
+                let done = self.exception(vector, error, cr2);
+                if self.state.context.rip != rip {
+                    // The instruction is done: the next one may have a breakpoint.
+                    self.state.context.rflags &= !RF;
+                }
+                done
+            }
         }
     }
 
@@ -218,6 +226,7 @@ impl Vcpu {
             );
         }
         self.state.context.rip = self.state.context.rip.wrapping_add(length.into());
+        self.state.context.rflags &= !RF;
         self.note_cause(Cause::Exception {
             vector,
             error: 0,

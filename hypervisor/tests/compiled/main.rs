@@ -11,6 +11,8 @@ mod atomics;
 mod code;
 #[path = "../interp/differential.rs"]
 mod differential;
+#[path = "../interp/faults.rs"]
+mod faults;
 #[path = "../interp/fpu.rs"]
 mod fpu;
 #[path = "../interp/guest.rs"]

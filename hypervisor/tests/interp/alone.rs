@@ -244,7 +244,7 @@ fn what_looks_into_descriptors_is_handed_on() {
         let mut guest = alone(code);
         let before = guest.context;
         assert_eq!(guest.run(), exception(13, 0xfff8, 0), "{code:x?}");
-        assert_eq!(guest.context, before);
+        assert_eq!(guest.stopped(), before);
         if memory {
             *guest.gpr(reg::RSI) = DATA + 0x1000;
             assert_eq!(guest.run(), page_fault(4, DATA + 0x1000));

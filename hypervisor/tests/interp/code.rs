@@ -260,7 +260,7 @@ fn ring_3_cannot_pop_privileged_flags() {
         .write(guest.data, 0x800, &0x0020_7cd7u64.to_le_bytes());
     assert_eq!(guest.rerun(), END);
     assert_eq!(*guest.gpr(reg::RBX), 0x0020_4ed7);
-    assert_eq!(guest.context.rflags, 0x0020_4ed7);
+    assert_eq!(guest.stopped().rflags, 0x0020_4ed7);
     // Single-stepping runs nothing.
     guest.context.rflags = 0x302;
     assert_eq!(guest.rerun(), Exit::Unknown);
@@ -314,7 +314,7 @@ fn iret_returns_within_ring_3() {
     guest.interpreter.model().selectors = [None, Some(0x33), Some(0x2b), None, None, None];
     assert_eq!((guest.run(), guest.context.rip), (END, CODE + 27));
     assert_eq!(*guest.gpr(reg::RSP), stack);
-    assert_eq!(guest.context.rflags, 0x203);
+    assert_eq!(guest.stopped().rflags, 0x203);
     // To another code segment, or single-stepping: for the engine.
     for (word, value) in [(1, 0x23u64), (2, 0x302), (0, 1 << 63)] {
         let mut guest = Guest::new(&[0x48, 0xcf, 0xf4]);

@@ -32,33 +32,35 @@ const HLT: u8 = 0xf4;
 const MIDDLE: u64 = DATA + DATA_LEN / 2;
 
 /// Both sides of the comparison.
-struct Bench {
-    random: Random,
-    machine: Arc<Machine>,
-    root: Mfn,
-    code: Mfn,
+pub(super) struct Bench {
+    pub random: Random,
+    pub machine: Arc<Machine>,
+    pub root: Mfn,
+    pub code: Mfn,
     data: [Mfn; 2],
-    interpreter: Interpreter,
-    native: Native,
+    pub interpreter: Interpreter,
+    pub native: Native,
+    /// Memory operands lie within so many bytes before and behind this.
+    pub target: (u64, u64),
     source: fn(&mut Random) -> Vec<u8>,
     done: BTreeMap<String, u32>,
     refused: BTreeMap<String, u32>,
 }
 
 /// One instruction with the state to execute it in.
-struct Case {
-    bytes: Vec<u8>,
-    instruction: Instruction,
-    state: State,
-    fpu: FpuState,
+pub(super) struct Case {
+    pub bytes: Vec<u8>,
+    pub instruction: Instruction,
+    pub state: State,
+    pub fpu: FpuState,
 }
 
-fn decode(bytes: &[u8]) -> Instruction {
+pub(super) fn decode(bytes: &[u8]) -> Instruction {
     Decoder::with_ip(64, bytes, CODE + AT, DecoderOptions::NONE).decode()
 }
 
 impl Bench {
-    fn new(seed: u64, source: fn(&mut Random) -> Vec<u8>) -> Self {
+    pub fn new(seed: u64, source: fn(&mut Random) -> Vec<u8>) -> Self {
         let machine = Arc::new(Machine::new(32));
         let root = machine.alloc();
         let code = machine.map_new(root, CODE, ALL);
@@ -74,6 +76,7 @@ impl Bench {
             code,
             data,
             native: Native::new(),
+            target: (MIDDLE, 0x100),
             source,
             done: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -83,20 +86,25 @@ impl Bench {
     }
 
     /// New data on both sides.
-    fn fill(&mut self) {
+    pub fn fill(&mut self) {
         for offset in (0..DATA_LEN).step_by(8) {
             let value = self.random.value();
             self.write(DATA + offset, &value.to_le_bytes());
         }
     }
 
+    /// What lies beyond the data pages is left as it is.
     fn write(&mut self, address: u64, bytes: &[u8]) {
+        let end = address.wrapping_add(bytes.len() as u64);
+        if address < DATA || end > DATA + DATA_LEN || end < address {
+            return;
+        }
         self.native.write(address, bytes);
         self.copy_back();
     }
 
     /// Makes the interpreter's data the same as the processor's.
-    fn copy_back(&mut self) {
+    pub fn copy_back(&mut self) {
         for (frame, page) in self.data.iter().zip(self.native.data().chunks(0x1000)) {
             // SAFETY: a whole frame of the test machine.
             unsafe {
@@ -107,7 +115,7 @@ impl Bench {
         }
     }
 
-    fn same_data(&self) -> bool {
+    pub fn same_data(&self) -> bool {
         let frames = self.data.iter().zip(self.native.data().chunks(0x1000));
         frames.into_iter().all(|(frame, page)| {
             // SAFETY: a whole frame of the test machine, not written meanwhile.
@@ -120,7 +128,8 @@ impl Bench {
         for register in &mut state.gpr {
             *register = self.random.value();
         }
-        state.gpr[reg::RSP] = MIDDLE - 0x80 + self.random.below(0x100);
+        let (middle, spread) = self.target;
+        state.gpr[reg::RSP] = middle - spread / 2 + self.random.below(spread);
         let direction = if self.random.below(4) == 0 { 0x400 } else { 0 };
         state.rflags = 0x202 | direction | (self.random.next() & 0x8d5);
         state
@@ -129,9 +138,17 @@ impl Bench {
     /// A case that will touch the data pages only, if it touches memory.
     fn case(&mut self) -> Option<Case> {
         let bytes = (self.source)(&mut self.random);
+        if decode(&bytes).is_invalid() {
+            return None;
+        }
+        self.case_of(bytes)
+    }
+
+    /// The same with an instruction given.
+    pub fn case_of(&mut self, bytes: Vec<u8>) -> Option<Case> {
         let instruction = decode(&bytes);
         let random = matches!(instruction.mnemonic(), Mnemonic::Rdrand | Mnemonic::Rdseed);
-        if instruction.is_invalid() || random {
+        if random {
             return None;
         }
         let state = self.state();
@@ -141,7 +158,9 @@ impl Bench {
             state,
             fpu: self.fpu(),
         };
-        case.bytes.truncate(instruction.len());
+        if !instruction.is_invalid() {
+            case.bytes.truncate(instruction.len());
+        }
         self.implied(&mut case);
         self.branch(&mut case)?;
         self.memory(&mut case)?;
@@ -184,7 +203,8 @@ impl Bench {
 
     /// Registers that an instruction uses without naming them.
     fn implied(&mut self, case: &mut Case) {
-        let near = |random: &mut Random| MIDDLE - 0x200 + random.below(0x400);
+        let (middle, spread) = self.target;
+        let near = |random: &mut Random| middle - 2 * spread + random.below(4 * spread);
         let gpr = &mut case.state.gpr;
         let i = &case.instruction;
         if i.is_string_instruction() {
@@ -233,7 +253,8 @@ impl Bench {
         }
         let (base, index) = (i.memory_base(), i.memory_index());
         let by_bit = is_bit_test(&i) && i.op1_kind() == OpKind::Register;
-        let target = MIDDLE - 0x100 + self.random.below(0x200);
+        let (middle, spread) = self.target;
+        let target = middle - spread + self.random.below(2 * spread);
         let wide = |r: Register| r.is_gpr32() || r.is_gpr64();
         if by_bit {
             let bit = i.op1_register().full_register();
@@ -259,7 +280,7 @@ impl Bench {
         } else if index == Register::None {
             case.patch_displacement(target);
         }
-        if !is_lea(&i) && !(MIDDLE - 0x800..MIDDLE + 0x800).contains(&case.address()) {
+        if !is_lea(&i) && !(middle - 0x800..middle + 0x800).contains(&case.address()) {
             return None;
         }
         let whole = i.memory_size().size() >= 16 || i.mnemonic() == Mnemonic::Cmpxchg16b;
@@ -350,7 +371,8 @@ impl Bench {
         let ours_fpu = self.interpreter.fpu().expect("it was loaded").clone();
         let mut ours = State {
             gpr: context.gpr,
-            rflags: context.rflags,
+            // `hlt` sets RF.
+            rflags: context.rflags & !(1 << 16),
             area: 0,
         };
         ours.rflags &= !unlike(&case.instruction);
@@ -374,7 +396,7 @@ impl Bench {
 
 impl Case {
     /// The memory operand's address.
-    fn address(&self) -> u64 {
+    pub fn address(&self) -> u64 {
         let i = &self.instruction;
         let operand = (0..i.op_count())
             .find(|n| i.op_kind(*n) == OpKind::Memory)
@@ -429,7 +451,7 @@ fn is_bit_test(i: &Instruction) -> bool {
 
 /// Flags that are undefined and not taken from the very same instruction: the
 /// interpreter shifts by CL where the guest shifts by an immediate.
-fn unlike(i: &Instruction) -> u64 {
+pub(super) fn unlike(i: &Instruction) -> u64 {
     let shifts = matches!(
         i.mnemonic(),
         Mnemonic::Rol
@@ -452,7 +474,7 @@ fn unlike(i: &Instruction) -> u64 {
 }
 
 /// Words of the XSAVE area that the two sides disagree in.
-fn differences(before: &FpuState, theirs: &FpuState, ours: &FpuState) -> String {
+pub(super) fn differences(before: &FpuState, theirs: &FpuState, ours: &FpuState) -> String {
     let words = |state: &FpuState| -> Vec<u64> {
         let words = state.bytes().chunks_exact(8);
         words
@@ -474,14 +496,14 @@ fn differences(before: &FpuState, theirs: &FpuState, ours: &FpuState) -> String 
         .collect()
 }
 
-fn text(i: &Instruction) -> String {
+pub(super) fn text(i: &Instruction) -> String {
     use iced_x86::{Formatter, NasmFormatter};
     let mut out = String::new();
     NasmFormatter::new().format(i, &mut out);
     out
 }
 
-fn setting(name: &str, default: u64) -> u64 {
+pub(super) fn setting(name: &str, default: u64) -> u64 {
     std::env::var(name).map_or(default, |value| value.parse().unwrap())
 }
 

@@ -63,6 +63,14 @@ impl Guest {
         self.run()
     }
 
+    /// The context without RF, which every fault sets.
+    pub fn stopped(&self) -> Context {
+        Context {
+            rflags: self.context.rflags & !(1 << 16),
+            ..self.context
+        }
+    }
+
     pub fn gpr(&mut self, register: usize) -> &mut u64 {
         &mut self.context.gpr[register]
     }

@@ -8,6 +8,7 @@ mod atomics;
 mod careful;
 mod code;
 mod differential;
+mod faults;
 mod fpu;
 mod guest;
 mod legacy;

@@ -6,7 +6,10 @@
 
 use std::{
     arch::global_asm,
-    sync::{Mutex, MutexGuard},
+    sync::{
+        Mutex, MutexGuard, Once,
+        atomic::{AtomicI32, AtomicU64, Ordering::SeqCst},
+    },
 };
 
 /// Where the code page is.
@@ -15,6 +18,10 @@ pub const CODE: u64 = 0x2000_0000;
 pub const DATA: u64 = CODE + 0x10_0000;
 /// Bytes of data.
 pub const DATA_LEN: u64 = 0x2000;
+/// The page behind them, which can only be read. Around all three nothing is mapped.
+pub const READ_ONLY: u64 = DATA + DATA_LEN;
+/// Bytes around the data pages where nothing is mapped.
+pub const HOLE: u64 = 0x8000;
 /// The instruction's offset in the code page.
 pub const AT: u64 = 0x100;
 /// Offset of the code that a taken branch goes to.
@@ -140,6 +147,99 @@ pub struct Native {
 
 static ONE: Mutex<()> = Mutex::new(());
 
+/// An exception of this processor's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Trapped {
+    pub vector: u64,
+    pub error: u64,
+    /// CR2: of the last page fault.
+    pub address: u64,
+    pub rip: u64,
+}
+
+/// [`Trapped::vector`] while there is none.
+const NONE: u64 = u64::MAX;
+static HANDLERS: Once = Once::new();
+/// The thread that executes an instruction; its signals are ours.
+static THREAD: AtomicI32 = AtomicI32::new(0);
+static VECTOR: AtomicU64 = AtomicU64::new(NONE);
+static ERROR: AtomicU64 = AtomicU64::new(0);
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+static RIP: AtomicU64 = AtomicU64::new(0);
+static FLAGS: AtomicU64 = AtomicU64::new(0);
+/// Flags that would have an effect on the way back: TF and AC.
+const NOT_ON_THE_WAY: i64 = 0x4_0100;
+
+/// Notes what the exception was and leaves the instruction. Another thread's kills it.
+extern "C" fn on_signal(
+    signal: libc::c_int,
+    _: *mut libc::siginfo_t,
+    context: *mut libc::ucontext_t,
+) {
+    // SAFETY: async-signal-safe calls; the context is that of this signal.
+    unsafe {
+        if libc::gettid() != THREAD.swap(0, SeqCst) {
+            libc::signal(signal, libc::SIG_DFL);
+            return;
+        }
+        let registers = &mut (*context).uc_mcontext.gregs;
+        let word = |register: libc::c_int| registers[register as usize] as u64;
+        VECTOR.store(word(libc::REG_TRAPNO), SeqCst);
+        ERROR.store(word(libc::REG_ERR), SeqCst);
+        ADDRESS.store(word(libc::REG_CR2), SeqCst);
+        RIP.store(word(libc::REG_RIP), SeqCst);
+        FLAGS.store(word(libc::REG_EFL), SeqCst);
+        registers[libc::REG_EFL as usize] &= !NOT_ON_THE_WAY;
+        registers[libc::REG_RIP as usize] = domus_test_leave as *const () as i64;
+    }
+}
+
+fn handle_signals() {
+    for signal in [
+        libc::SIGSEGV,
+        libc::SIGBUS,
+        libc::SIGILL,
+        libc::SIGFPE,
+        libc::SIGTRAP,
+    ] {
+        // SAFETY: the handler keeps to what a handler may do.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_signal as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            assert_eq!(libc::sigaction(signal, &action, std::ptr::null_mut()), 0);
+        }
+    }
+}
+
+/// The instruction's stack pointer is anything: signals of this thread need a stack of
+/// their own, which is as large as all the registers of a processor need.
+fn give_signals_a_stack() {
+    const BYTES: usize = 0x10000;
+    let stack = libc::stack_t {
+        ss_sp: Box::leak(vec![0u8; BYTES].into_boxed_slice())
+            .as_mut_ptr()
+            .cast(),
+        ss_flags: 0,
+        ss_size: BYTES,
+    };
+    // SAFETY: memory that is never freed.
+    assert_eq!(
+        unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) },
+        0
+    );
+}
+
+fn read_only() -> *mut u8 {
+    std::ptr::with_exposed_provenance_mut(usize::try_from(READ_ONLY).unwrap())
+}
+
+fn protect(address: u64, protection: i32) {
+    let at = std::ptr::with_exposed_provenance_mut(usize::try_from(address).unwrap());
+    // SAFETY: one page of the test's.
+    assert_eq!(unsafe { libc::mprotect(at, 0x1000, protection) }, 0);
+}
+
 fn map(address: u64, len: u64, protection: i32) {
     // SAFETY: a fixed mapping where nothing is, or where an earlier test's
     // mapping was.
@@ -171,8 +271,23 @@ impl Native {
             0x1000,
             libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC,
         );
-        map(DATA, DATA_LEN, libc::PROT_READ | libc::PROT_WRITE);
+        map(DATA - HOLE, 2 * HOLE, libc::PROT_NONE);
+        map(DATA, DATA_LEN + 0x1000, libc::PROT_READ | libc::PROT_WRITE);
+        // So that the page is there.
+        // SAFETY: it is mapped, and writable yet.
+        unsafe { read_only().write_bytes(0x5a, 0x1000) };
+        protect(READ_ONLY, libc::PROT_READ);
+        HANDLERS.call_once(handle_signals);
+        give_signals_a_stack();
         Native { _only: only }
+    }
+
+    /// Changes the page that can only be read.
+    pub fn write_read_only(&mut self, bytes: &[u8; 0x1000]) {
+        protect(READ_ONLY, libc::PROT_READ | libc::PROT_WRITE);
+        // SAFETY: a whole page, writable now.
+        unsafe { read_only().copy_from(bytes.as_ptr(), 0x1000) };
+        protect(READ_ONLY, libc::PROT_READ);
     }
 
     pub fn write(&mut self, address: u64, bytes: &[u8]) {
@@ -190,17 +305,38 @@ impl Native {
     /// Executes `instruction`, which reaches its end or [`TAKEN`] and touches
     /// nothing but data pages: where it went, as an address.
     pub fn run(&mut self, instruction: &[u8], state: &mut State) -> u64 {
+        match self.try_run(instruction, state) {
+            Ok(went) => went,
+            Err(trap) => panic!("{instruction:x?}: {trap:x?}"),
+        }
+    }
+
+    /// The same for one that may trap instead; the state is then that of the trap.
+    pub fn try_run(&mut self, instruction: &[u8], state: &mut State) -> Result<u64, Trapped> {
         let next = AT + instruction.len() as u64;
         self.write(CODE + AT, instruction);
         self.pad(next, 1);
         self.pad(TAKEN, 2);
         self.write(CODE + MARKER, &[0; 4]);
-        // SAFETY: the caller's promise; the pads lead back.
+        VECTOR.store(NONE, SeqCst);
+        // SAFETY: no arguments.
+        THREAD.store(unsafe { libc::gettid() }, SeqCst);
+        // SAFETY: the caller's promise; the pads and the handler lead back.
         unsafe { domus_test_enter(state, CODE + AT) };
+        THREAD.store(0, SeqCst);
+        if VECTOR.load(SeqCst) != NONE {
+            state.rflags = FLAGS.load(SeqCst);
+            return Err(Trapped {
+                vector: VECTOR.load(SeqCst),
+                error: ERROR.load(SeqCst),
+                address: ADDRESS.load(SeqCst),
+                rip: RIP.load(SeqCst),
+            });
+        }
         // SAFETY: in the code page.
         match unsafe { pointer(CODE + MARKER).read_volatile() } {
-            1 => CODE + next,
-            2 => CODE + TAKEN,
+            1 => Ok(CODE + next),
+            2 => Ok(CODE + TAKEN),
             other => panic!("the marker is {other}"),
         }
     }

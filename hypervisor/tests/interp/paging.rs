@@ -58,7 +58,7 @@ fn error_codes_tell_presence_and_access_at_every_level() {
                 let expected = error.map_or(END, |error| page_fault(error, address + 8));
                 assert_eq!(guest.run(), expected, "level {level}, {code:x?}, {clear}");
                 if error.is_some() {
-                    assert_eq!(guest.context, before);
+                    assert_eq!(guest.stopped(), before);
                 }
             }
         }

@@ -13,7 +13,7 @@
 #![allow(unsafe_op_in_unsafe_fn)]
 
 use std::{
-    arch::asm,
+    arch::{asm, global_asm},
     process::ExitCode,
     ptr,
     sync::atomic::{AtomicU64, Ordering::SeqCst},
@@ -349,6 +349,13 @@ extern "C" fn landmark(n: u64) -> u64 {
     std::hint::black_box(n + 1)
 }
 
+// A function whose first instruction touches a page.
+global_asm!(".globl processor_touch", "processor_touch:", "mov byte ptr [rdi], 1", "ret");
+
+unsafe extern "C" {
+    fn processor_touch(page: *mut u8);
+}
+
 fn set_register(pid: i32, n: usize, value: usize) -> bool {
     // SAFETY: a child that has stopped; 848 is where `struct user` has them.
     unsafe { ptrace(6, pid, 848 + 8 * n, value) == 0 }
@@ -361,10 +368,12 @@ fn stopped(pid: i32) -> i32 {
     status
 }
 
-/// A child is watched: two stores to a variable, a read, and a function.
+/// A child is watched: two stores to a variable, a read, a function, and an instruction
+/// that faults in between: its breakpoint is hit once.
 fn breakpoints() {
     // SAFETY: the child does nothing but this; no other thread runs.
     unsafe {
+        let page = mmap(ptr::null_mut(), 4096, 3, 0x22, -1, 0);
         let pid = fork();
         if pid == 0 {
             ptrace(0, 0, 0, 0);
@@ -372,20 +381,23 @@ fn breakpoints() {
             WATCHED.store(1, SeqCst);
             let read = WATCHED.load(SeqCst);
             WATCHED.store(read + 1, SeqCst);
-            _exit(landmark(40 + read) as i32);
+            let code = landmark(40 + read);
+            processor_touch(page);
+            _exit(code as i32);
         }
         expect("the child stops", (stopped(pid) >> 8) as u64, SIGSTOP as u64);
-        // DR0: 8 bytes, written; DR1: a function.
+        // DR0: 8 bytes, written; DR1 and DR2: functions.
         let set = set_register(pid, 0, WATCHED.as_ptr() as usize)
             && set_register(pid, 1, landmark as *const () as usize)
-            && set_register(pid, 7, 1 << 0 | 1 << 2 | 0b1001 << 16);
+            && set_register(pid, 2, processor_touch as *const () as usize)
+            && set_register(pid, 7, 1 << 0 | 1 << 2 | 1 << 4 | 0b1001 << 16);
         expect("breakpoints are taken", set.into(), 1);
         let mut hits = 0;
         loop {
             ptrace(7, pid, 0, 0);
             let status = stopped(pid);
             if status & 0xff != 0x7f {
-                expect("breakpoints that were hit", hits, 0x112);
+                expect("breakpoints that were hit", hits, 0x1124);
                 expect("the child ends", (status >> 8) as u64, 42);
                 return;
             }

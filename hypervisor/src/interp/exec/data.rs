@@ -279,12 +279,16 @@ pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Option<Handler> {
         M::Cqo => Some(spread_sign::<u64>),
         M::Xlatb => choose_xlat(i, op),
         M::Nop | M::Endbr64 | M::Endbr32 | M::Pause | M::Reservednop => Some(nop),
+        // Without shadow stacks, and where there are no such hints, they do nothing.
+        M::Rdsspd | M::Rdsspq | M::Cldemote => Some(nop),
         M::Prefetchnta
         | M::Prefetcht0
         | M::Prefetcht1
         | M::Prefetcht2
         | M::Prefetchw
         | M::Prefetch
+        | M::Prefetchit0
+        | M::Prefetchit1
         | M::Prefetchwt1 => Some(nop),
         M::Lahf => Some(lahf),
         M::Sahf => Some(sahf),

@@ -1,16 +1,20 @@
-//! AVX instructions whose memory operand is several elements, each with a
-//! mask: conditional moves and gathers.
+//! Instructions whose memory operand is several elements, each with a
+//! mask: conditional moves and gathers of AVX, and `maskmovdqu` and its kin.
 //!
 //! Law: an element whose mask bit is clear is not accessed. A store is checked
 //! for all its elements before the first is written. A gather that faults has
 //! done the elements before, and says so in its mask register.
 
-use crate::interp::{
-    op::{Flow, Halt, Handler, Op, Outcome},
-    state::Cpu,
-    vector::is_listed,
+use crate::{
+    fpu::at,
+    interp::{
+        decode::segment,
+        op::{Flow, Halt, Handler, Op, Outcome, slot},
+        state::{Cpu, vector},
+        vector::is_listed,
+    },
 };
-use iced_x86::{Code, Instruction, Register};
+use iced_x86::{Code, Instruction, OpKind, Register};
 
 /// The sizes of such an instruction, and a register more; kept in `Op::imm`.
 #[derive(Clone, Copy)]
@@ -106,6 +110,66 @@ fn store(cpu: &mut Cpu, op: &Op) -> Outcome {
     Ok(Flow::Next)
 }
 
+/// The bytes that the mask wants, to [RDI].
+fn store_bytes(cpu: &mut Cpu, op: &Op, mask: &[u8], value: &[u8]) -> Result<(), Halt> {
+    let start = cpu.get::<u64>(slot::RDI);
+    let start = start.wrapping_add(cpu.get(op.segment));
+    let wanted = || {
+        (0u64..)
+            .zip(mask)
+            .zip(value)
+            .filter(|((_, mask), _)| **mask & 0x80 != 0)
+    };
+    for ((n, _), _) in wanted() {
+        cpu.write_place(start.wrapping_add(n), 1)?;
+    }
+    for ((n, _), byte) in wanted() {
+        cpu.store(start.wrapping_add(n), *byte)?;
+    }
+    Ok(())
+}
+
+/// `maskmovdqu`: op.dst is the source, op.src the mask.
+fn bytes_of_xmm(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let state = cpu.fpu()?;
+    let (value, mask) = (state.ymm(op.dst.into()), state.ymm(op.src.into()));
+    store_bytes(cpu, op, &mask[..16], &value[..16])?;
+    Ok(Flow::Next)
+}
+
+/// `maskmovq`, after which the x87 registers are MMX registers.
+fn bytes_of_mm(cpu: &mut Cpu, op: &Op) -> Outcome {
+    /// The top of the stack.
+    const TOP: u16 = 7 << 11;
+    let state = cpu.fpu()?;
+    if state.x87_pending() {
+        return cpu.fault(vector::MF, 0);
+    }
+    let register = |n: u8| state.x87_u64(at::ST + 16 * usize::from(n)).to_le_bytes();
+    let (value, mask) = (register(op.dst), register(op.src));
+    store_bytes(cpu, op, &mask, &value)?;
+    let state = cpu.fpu_mut()?;
+    state.set_x87_u16(at::FSW, state.x87_u16(at::FSW) & !TOP);
+    state.set_x87_u16(at::TAGS, state.x87_u16(at::TAGS) & 0xff00 | 0xff);
+    Ok(Flow::Next)
+}
+
+/// Those with an operand that is not named.
+fn at_rdi(i: &Instruction, op: &mut Op) -> Option<Handler> {
+    use Code as C;
+    if i.op0_kind() != OpKind::MemorySegRDI {
+        return None;
+    }
+    let number = |n| u8::try_from(i.op_register(n).number()).ok();
+    (op.dst, op.src) = (number(1)?, number(2)?);
+    segment(i, op)?;
+    match i.code() {
+        C::Maskmovq_rDI_mm_mm => Some(bytes_of_mm),
+        C::Maskmovdqu_rDI_xmm_xmm | C::VEX_Vmaskmovdqu_rDI_xmm_xmm => Some(bytes_of_xmm),
+        _ => None,
+    }
+}
+
 /// The index of element `n`, sign-extended.
 fn index(form: Form, indices: &[u8; 32], n: usize) -> u64 {
     let bytes = usize::from(form.index_bytes);
@@ -125,6 +189,10 @@ fn gather(cpu: &mut Cpu, op: &Op) -> Outcome {
     let used = form.elements().len() * usize::from(form.bytes);
     mask[used..].fill(0);
     value[used..].fill(0);
+    for n in form.elements() {
+        let all = if form.wants(&mask, n) { 0xff } else { 0 };
+        mask[form.place(n)].fill(all);
+    }
     let mut outcome = Ok(Flow::Next);
     for n in form.elements() {
         let place = form.place(n);
@@ -214,5 +282,7 @@ pub fn choose(i: &Instruction, op: &mut Op) -> Option<Handler> {
     if !is_listed(i.code()) {
         return None;
     }
-    conditional(i, op).or_else(|| gathers(i, op))
+    conditional(i, op)
+        .or_else(|| gathers(i, op))
+        .or_else(|| at_rdi(i, op))
 }

@@ -233,6 +233,7 @@ pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Option<Handler> {
             op.scale |= Op::STACK;
             push_selector
         }
+        Code::Popq_FS | Code::Popq_GS => for_descriptor_tables,
         _ => return None,
     })
 }

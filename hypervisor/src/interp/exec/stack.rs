@@ -6,7 +6,7 @@ use crate::interp::{
     decode::Shape,
     far::POPPED,
     flags::{AC, TF},
-    host::Memory,
+    host::{Memory, Word},
     op::{Flow, Halt, Handler, Op, Outcome, slot},
     state::{Cpu, Stop},
 };
@@ -98,23 +98,44 @@ pub(super) fn take_flags<W: Memory>(cpu: &mut Cpu, op: &Op, (word, stack): (W, W
     Ok(Flow::Next)
 }
 
-fn leave(cpu: &mut Cpu, _: &Op) -> Outcome {
+fn pushfw(cpu: &mut Cpu, _: &Op) -> Outcome {
+    let rflags = cpu.rflags();
+    cpu.push(u16::low(rflags))?;
+    Ok(Flow::Next)
+}
+
+fn popfw(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let (word, stack) = cpu.top::<u16>()?;
+    let value = cpu.rflags() & !0xffff | word.zext();
+    take_flags(cpu, op, (value, stack))
+}
+
+fn leave<W: Memory>(cpu: &mut Cpu, _: &Op) -> Outcome {
     let frame = cpu.get::<u64>(slot::RBP);
-    let value = cpu.load::<u64>(frame)?;
-    cpu.set(slot::RSP, frame.wrapping_add(8));
+    let value = cpu.load::<W>(frame)?;
+    cpu.set(slot::RSP, frame.wrapping_add(W::BYTES));
     cpu.set(slot::RBP, value);
     Ok(Flow::Next)
 }
 
-/// `enter` without nesting: `push rbp; mov rbp, rsp; sub rsp, imm`. The last
-/// word of the new frame has to be writable.
-fn enter(cpu: &mut Cpu, op: &Op) -> Outcome {
-    let frame = cpu.get::<u64>(slot::RSP).wrapping_sub(8);
-    let stack = frame.wrapping_sub(op.imm);
-    cpu.write_place(stack, 1)?;
-    cpu.store(frame, cpu.get::<u64>(slot::RBP))?;
-    cpu.set(slot::RBP, frame);
-    cpu.set(slot::RSP, stack);
+/// `push rbp`; the frame pointers of so many enclosing procedures; `mov rbp, rsp` of the
+/// first push; `sub rsp, imm`. The last word of the new frame has to be writable.
+fn enter<W: Memory>(cpu: &mut Cpu, op: &Op) -> Outcome {
+    let (size, levels) = (op.imm & 0xffff, op.imm >> 16 & 31);
+    let outer = cpu.get::<u64>(slot::RBP);
+    let frame = cpu.get::<u64>(slot::RSP).wrapping_sub(W::BYTES);
+    let stack = frame.wrapping_sub(levels * W::BYTES);
+    cpu.store(frame, W::low(outer))?;
+    for level in 1..levels {
+        let pointer = cpu.load::<W>(outer.wrapping_sub(level * W::BYTES))?;
+        cpu.store(frame.wrapping_sub(level * W::BYTES), pointer)?;
+    }
+    if levels != 0 {
+        cpu.store(stack, W::low(frame))?;
+    }
+    cpu.write_place(stack.wrapping_sub(size), 1)?;
+    cpu.set(slot::RBP, W::low(frame));
+    cpu.set(slot::RSP, stack.wrapping_sub(size));
     Ok(Flow::Next)
 }
 
@@ -150,10 +171,17 @@ pub fn choose(i: &Instruction, shape: Shape, op: &mut Op) -> Option<Handler> {
         Code::Pop_r16 | Code::Pop_rm16 => choose_pop::<u16>(i, shape),
         Code::Pushfq => Some(pushf),
         Code::Popfq => Some(popf),
-        Code::Leaveq => Some(leave),
-        Code::Enterq_imm16_imm8 if i.immediate8_2nd() == 0 => {
-            op.imm = u64::from(i.immediate16());
-            Some(enter)
+        Code::Pushfw => Some(pushfw),
+        Code::Popfw => Some(popfw),
+        Code::Leaveq => Some(leave::<u64>),
+        Code::Leavew => Some(leave::<u16>),
+        Code::Enterq_imm16_imm8 | Code::Enterw_imm16_imm8 => {
+            op.imm = u64::from(i.immediate16()) | u64::from(i.immediate8_2nd()) << 16;
+            Some(if i.code() == Code::Enterw_imm16_imm8 {
+                enter::<u16>
+            } else {
+                enter::<u64>
+            })
         }
         _ => None,
     }

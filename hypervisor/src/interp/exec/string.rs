@@ -64,15 +64,20 @@ fn one(cpu: &mut Cpu, op: &Op, element: Element) -> Outcome {
     Ok(Flow::Next)
 }
 
-/// `rep` one element at a time, while `go_on` says so.
+/// `rep` one element at a time, while `go_on` says so. At a fault the flags are those from
+/// before the instruction.
 #[inline(always)]
 fn repeat(cpu: &mut Cpu, op: &Op, element: Element, go_on: fn(&Cpu) -> bool) -> Outcome {
+    let flags = cpu.flags;
     for _ in 0..cpu.chunk {
         let count = cpu.get::<u64>(slot::RCX);
         if count == 0 {
             return Ok(Flow::Next);
         }
-        element(cpu, op)?;
+        if let Err(halt) = element(cpu, op) {
+            cpu.flags = flags;
+            return Err(halt);
+        }
         cpu.set(slot::RCX, count - 1);
         cpu.extra += 1;
         if !go_on(cpu) {

@@ -179,6 +179,8 @@ fn ending(i: &Instruction, op: &mut Op) -> Option<Handler> {
         | M::Wbinvd
         | M::Invlpg
         | M::Swapgs
+        | M::Sysret
+        | M::Sysretq
         | M::Xsetbv => Some(privileged),
         M::Mov if moves_system_register(i) => Some(privileged),
         _ if Far::of(i).is_some() => Some(segment::for_descriptor_tables),

@@ -121,6 +121,11 @@ fn x87<const MEM: bool>(cpu: &mut Cpu, op: &Op) -> Outcome {
     if planned.shape.waits && pending {
         return cpu.fault(vector::MF, 0);
     }
+    // Conversions between MMX and vector registers.
+    let now = cpu.fpu()?.mxcsr();
+    if planned.shape.mxcsr && now & mxcsr::MASKS != mxcsr::MASKS {
+        return watched::<MEM>(cpu, op, &planned, now);
+    }
     if !MEM {
         cpu.run_stub(&planned, None);
         settle_pointers(cpu, op, &planned, None)?;
@@ -155,15 +160,31 @@ fn settle_pointers(
         return Ok(());
     }
     state.set_x87_u64(at::FIP, rip);
-    if state.x87_u16(at::OPCODE) != 0 {
-        state.set_x87_u16(at::OPCODE, u16::from(op.dst & 7) << 8 | u16::from(op.src));
-    }
     if let Some((ours, address)) = operand
         && state.x87_u64(at::FDP) == ours
     {
         state.set_x87_u64(at::FDP, address);
     }
+    if state.x87_u16(at::OPCODE) != 0
+        && let Some(opcode) = opcode(cpu, rip)
+    {
+        cpu.fpu_mut()?.set_x87_u16(at::OPCODE, opcode);
+    }
     Ok(())
+}
+
+/// Eleven bits of the x87 instruction at `rip`, behind its prefixes. (The stub's has another
+/// operand.)
+#[cold]
+fn opcode(cpu: &mut Cpu, rip: u64) -> Option<u16> {
+    for at in (0..14).map(|n| rip.wrapping_add(n)) {
+        let first = cpu.load::<u8>(at).ok()?;
+        if first & 0xf8 == 0xd8 {
+            let second = cpu.load::<u8>(at.wrapping_add(1)).ok()?;
+            return Some(u16::from(first & 7) << 8 | u16::from(second));
+        }
+    }
+    None
 }
 
 /// The handler for an instruction that a stub can execute.

@@ -150,7 +150,12 @@ impl Plan {
         };
         plan.uses()?;
         let shape = &mut plan.shape;
-        shape.mxcsr = traits.mxcsr && !shape.x87;
+        // Of those with x87 or MMX registers: conversions from and to vector registers.
+        let converts = i
+            .cpuid_features()
+            .iter()
+            .any(|feature| matches!(feature, CpuidFeature::SSE | CpuidFeature::SSE2));
+        shape.mxcsr = traits.mxcsr && (!shape.x87 || converts);
         shape.changes = shape.x87 || shape.mxcsr || plan.vectors.iter().any(|v| v.written);
         if traits::is_aligned(i) {
             shape.misaligned = u8::try_from(bytes.min(32).saturating_sub(1)).ok()?;
