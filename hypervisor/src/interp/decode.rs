@@ -286,12 +286,14 @@ fn memory(i: &Instruction, op: &mut Op) -> Option<()> {
     segment(i, op)
 }
 
-/// The segment base; those of CS, DS, ES and SS are zero.
+/// The segment base; those of CS, DS, ES and SS are zero, and prefixes that name one of them
+/// do nothing: the base register tells an operand of the stack.
 pub fn segment(i: &Instruction, op: &mut Op) -> Option<()> {
-    match i.memory_segment() {
-        Register::FS => op.segment = slot::FS,
-        Register::GS => op.segment = slot::GS,
-        Register::SS => op.scale |= Op::STACK,
+    use Register as R;
+    match (i.memory_segment(), i.memory_base()) {
+        (R::FS, _) => op.segment = slot::FS,
+        (R::GS, _) => op.segment = slot::GS,
+        (_, R::RSP | R::RBP | R::ESP | R::EBP) => op.scale |= Op::STACK,
         _ => {}
     }
     Some(())

@@ -6,7 +6,7 @@
 //! done the elements before, and says so in its mask register.
 
 use crate::{
-    fpu::at,
+    fpu::{FpuState, at},
     interp::{
         decode::segment,
         op::{Flow, Halt, Handler, Op, Outcome, slot},
@@ -137,20 +137,39 @@ fn bytes_of_xmm(cpu: &mut Cpu, op: &Op) -> Outcome {
     Ok(Flow::Next)
 }
 
-/// `maskmovq`, after which the x87 registers are MMX registers.
+/// The top of the x87 stack, a field of the status word.
+const TOP: u16 = 7 << 11;
+
+/// The x87 registers' places in the XSAVE area begin with the top of the stack.
+fn place(state: &FpuState, register: usize) -> usize {
+    let top = usize::from((state.x87_u16(at::FSW) & TOP) >> 11);
+    at::ST + 16 * ((register + 8 - top) % 8)
+}
+
+/// Makes the x87 registers MMX registers: none is empty, and the top is the first one.
+fn become_mmx(state: &mut FpuState) {
+    let registers: [[u64; 2]; 8] = std::array::from_fn(|n| {
+        let place = place(state, n);
+        [state.x87_u64(place), state.x87_u64(place + 8)]
+    });
+    for (n, [low, high]) in registers.into_iter().enumerate() {
+        state.set_x87_u64(at::ST + 16 * n, low);
+        state.set_x87_u64(at::ST + 16 * n + 8, high);
+    }
+    state.set_x87_u16(at::FSW, state.x87_u16(at::FSW) & !TOP);
+    state.set_x87_u16(at::TAGS, state.x87_u16(at::TAGS) & 0xff00 | 0xff);
+}
+
+/// `maskmovq`.
 fn bytes_of_mm(cpu: &mut Cpu, op: &Op) -> Outcome {
-    /// The top of the stack.
-    const TOP: u16 = 7 << 11;
     let state = cpu.fpu()?;
     if state.x87_pending() {
         return cpu.fault(vector::MF, 0);
     }
-    let register = |n: u8| state.x87_u64(at::ST + 16 * usize::from(n)).to_le_bytes();
+    let register = |n: u8| state.x87_u64(place(state, n.into())).to_le_bytes();
     let (value, mask) = (register(op.dst), register(op.src));
     store_bytes(cpu, op, &mask, &value)?;
-    let state = cpu.fpu_mut()?;
-    state.set_x87_u16(at::FSW, state.x87_u16(at::FSW) & !TOP);
-    state.set_x87_u16(at::TAGS, state.x87_u16(at::TAGS) & 0xff00 | 0xff);
+    become_mmx(cpu.fpu_mut()?);
     Ok(Flow::Next)
 }
 
