@@ -183,14 +183,15 @@ extern "C" fn on_signal(
             return;
         }
         let registers = &mut (*context).uc_mcontext.gregs;
-        let word = |register: libc::c_int| registers[register as usize] as u64;
+        let at = |register: libc::c_int| register.cast_unsigned() as usize;
+        let word = |register| registers[at(register)].cast_unsigned();
         VECTOR.store(word(libc::REG_TRAPNO), SeqCst);
         ERROR.store(word(libc::REG_ERR), SeqCst);
         ADDRESS.store(word(libc::REG_CR2), SeqCst);
         RIP.store(word(libc::REG_RIP), SeqCst);
         FLAGS.store(word(libc::REG_EFL), SeqCst);
-        registers[libc::REG_EFL as usize] &= !NOT_ON_THE_WAY;
-        registers[libc::REG_RIP as usize] = domus_test_leave as *const () as i64;
+        registers[at(libc::REG_EFL)] &= !NOT_ON_THE_WAY;
+        registers[at(libc::REG_RIP)] = domus_test_leave as *const () as i64;
     }
 }
 
@@ -224,10 +225,8 @@ fn give_signals_a_stack() {
         ss_size: BYTES,
     };
     // SAFETY: memory that is never freed.
-    assert_eq!(
-        unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) },
-        0
-    );
+    let done = unsafe { libc::sigaltstack(&stack, std::ptr::null_mut()) };
+    assert_eq!(done, 0);
 }
 
 fn read_only() -> *mut u8 {
