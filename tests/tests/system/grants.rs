@@ -9,7 +9,7 @@
 //! And a stock kernel that is told to ask for version 2 of the table gets it, and uses
 //! its disk and its interface by it.
 //!
-//! **Limits.** Stock kernels map grants only as driver domains,
+//! **Limits.** Stock kernels map grants only as driver domains (`docs/grants.md`),
 //! which have no test here.
 
 use std::{fs, time::Duration};
