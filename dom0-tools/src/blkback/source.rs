@@ -81,7 +81,12 @@ impl Disk {
             return Ok(disk);
         };
         let (file, is_device) = open_file(path, spec.write, 0)?;
-        match lock::lock(&file, spec.write) {
+        let free = if spec.shared {
+            Ok(true)
+        } else {
+            lock::lock(&file, spec.write)
+        };
+        match free {
             Ok(true) => {}
             Ok(false) => {
                 return Err(BlkError::Busy {

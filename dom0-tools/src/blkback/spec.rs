@@ -12,6 +12,9 @@ pub struct Spec {
     pub image: Option<(Format, PathBuf)>,
     /// Whether the guest may write.
     pub write: bool,
+    /// Whether others may write at the same time (`w!`): nobody is kept away, and
+    /// nobody is asked. A qcow2 image can't have two writers.
+    pub shared: bool,
     /// Whether it is a CD drive.
     pub cdrom: bool,
     /// Whether its medium can be taken out.
@@ -33,6 +36,7 @@ impl Spec {
         }
         let mode = bus.find("mode")?.unwrap_or_default();
         let write = mode.starts_with('w') && !cdrom;
+        let is_raw = matches!(image, Some((Format::Raw, _)));
         let limits = match bus.find("throttle")? {
             Some(text) => Limits::parse(&text).ok_or(BlkError::Limits(text))?,
             None => Limits::default(),
@@ -41,6 +45,7 @@ impl Spec {
         Ok(Self {
             image,
             write,
+            shared: write && is_raw && mode == "w!",
             cdrom,
             removable: yes(bus.find("removable")?),
             discard: write && yes(bus.find("discard-enable")?),

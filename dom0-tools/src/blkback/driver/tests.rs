@@ -112,6 +112,19 @@ fn a_busy_image_names_its_holder() {
 }
 
 #[test]
+fn a_raw_image_has_two_writers_if_the_second_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let params = image(dir.path(), "disk", 1 << 20);
+    let nodes = |mode| [("params", params.as_str()), ("mode", mode)];
+    let first = World::new(&nodes("w")).open().unwrap();
+    assert!(World::new(&nodes("w")).open().is_err());
+    let _second = World::new(&nodes("w!")).open().unwrap();
+    // The first one's successor finds nobody in its way.
+    drop(first);
+    World::new(&nodes("w")).open().unwrap();
+}
+
+#[test]
 fn limits_change_while_the_disk_is_open_and_nonsense_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let params = image(dir.path(), "disk", 1 << 20);

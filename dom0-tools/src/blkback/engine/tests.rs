@@ -22,6 +22,7 @@ fn disk(path: &Path, format: Format) -> Arc<Disk> {
     let spec = Spec {
         image: Some((format, path.into())),
         write: true,
+        shared: false,
         cdrom: false,
         removable: false,
         discard: true,

@@ -61,6 +61,7 @@ impl Guest {
         let spec = Spec {
             image: Some((Format::Raw, image.path().into())),
             write,
+            shared: false,
             cdrom: false,
             removable: false,
             discard: write,

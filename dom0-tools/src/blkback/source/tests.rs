@@ -6,6 +6,7 @@ fn spec(path: &Path, format: Format, write: bool) -> Spec {
     Spec {
         image: Some((format, path.into())),
         write,
+        shared: false,
         cdrom: false,
         removable: false,
         discard: write,

@@ -68,7 +68,8 @@ pub fn publish_disk(
     let device_type = if disk.cdrom { "cdrom" } else { "disk" };
     let (mode, writes) = match disk.access {
         Access::ReadOnly => ("r", false),
-        Access::ReadWrite | Access::SharedWrite => ("w", true),
+        Access::ReadWrite => ("w", true),
+        Access::SharedWrite => ("w!", true),
     };
     let mut back = vec![
         ("removable", flag(disk.cdrom)),
