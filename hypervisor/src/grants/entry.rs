@@ -7,13 +7,11 @@
 //! bits 32..64  frame
 //! ```
 
-use super::{Access, GrantError, Use, entry_v2, pins::Part};
+use super::{Access, GrantError, entry_v2, pins::Part};
 use crate::shared_words::SharedWords;
 use guest_abi::{
     addr::{DomId, GrantRef, MachineAddr, Mfn},
-    grant_table::{
-        GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_SUB_PAGE, GTF_TYPE_MASK, GTF_WRITING,
-    },
+    grant_table::{GTF_PERMIT_ACCESS, GTF_READING, GTF_SUB_PAGE, GTF_TYPE_MASK, GTF_WRITING},
 };
 
 /// How often an entry that changes under us is tried.
@@ -160,27 +158,9 @@ impl Captured {
         user: Option<DomId>,
         access: Access,
     ) -> Result<Self, GrantError> {
-        let flags = self.flags();
-        if let Some(caller) = user {
-            let sub_page = if access.how == Use::Copy {
-                0
-            } else {
-                GTF_SUB_PAGE
-            };
-            if flags & (GTF_TYPE_MASK | sub_page) != GTF_PERMIT_ACCESS || self.dom() != caller {
-                return Err(GrantError::NotGranted {
-                    gref,
-                    flags,
-                    granted: self.dom(),
-                    caller,
-                });
-            }
-        }
+        access.check(gref, user, (self.flags(), self.dom()))?;
         if !access.write {
             return Ok(Captured(self.0 | u64::from(GTF_READING)));
-        }
-        if flags & GTF_READONLY != 0 {
-            return Err(GrantError::ReadOnly(gref));
         }
         Ok(Captured(self.0 | u64::from(GTF_READING | GTF_WRITING)))
     }
@@ -214,7 +194,7 @@ fn unmark(words: &dyn SharedWords, at: MachineAddr, flags: u16) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::Use, *};
     use crate::shared_words::test_memory::Pages;
     use guest_abi::grant_table::GTF_PWT;
     use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};

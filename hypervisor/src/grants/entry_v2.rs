@@ -13,13 +13,11 @@
 //! flags, and only then looks at the status. So whoever comes second sees the other: a grant is
 //! taken back or used, never both. The frame and the part are read once, after that second look.
 
-use super::{Access, GrantError, Use, pins::Part};
+use super::{Access, GrantError, pins::Part};
 use crate::shared_words::SharedWords;
 use guest_abi::{
     addr::{DomId, GrantRef, MachineAddr, Mfn},
-    grant_table::{
-        GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_SUB_PAGE, GTF_TYPE_MASK, GTF_WRITING,
-    },
+    grant_table::{GTF_READING, GTF_SUB_PAGE, GTF_WRITING},
 };
 
 /// The first word: flags and user.
@@ -41,28 +39,9 @@ impl Header {
         Header(words.load_u32(entry))
     }
 
-    /// Whether it allows this use. Transitive grants are no type that we know.
+    /// Whether it allows this use.
     fn check(self, gref: GrantRef, user: Option<DomId>, access: Access) -> Result<(), GrantError> {
-        let flags = self.flags();
-        if let Some(caller) = user {
-            let sub_page = if access.how == Use::Copy {
-                0
-            } else {
-                GTF_SUB_PAGE
-            };
-            if flags & (GTF_TYPE_MASK | sub_page) != GTF_PERMIT_ACCESS || self.dom() != caller {
-                return Err(GrantError::NotGranted {
-                    gref,
-                    flags,
-                    granted: self.dom(),
-                    caller,
-                });
-            }
-        }
-        if access.write && flags & GTF_READONLY != 0 {
-            return Err(GrantError::ReadOnly(gref));
-        }
-        Ok(())
+        access.check(gref, user, (self.flags(), self.dom()))
     }
 }
 

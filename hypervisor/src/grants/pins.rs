@@ -1,8 +1,11 @@
 //! How often a grant is in use, and how.
 
+use super::GrantError;
 use guest_abi::{
-    addr::{DomId, Mfn},
-    grant_table::{GTF_READING, GTF_WRITING},
+    addr::{DomId, GrantRef, Mfn},
+    grant_table::{
+        GTF_PERMIT_ACCESS, GTF_READING, GTF_READONLY, GTF_SUB_PAGE, GTF_TYPE_MASK, GTF_WRITING,
+    },
 };
 
 /// No counter goes past this.
@@ -26,6 +29,38 @@ pub struct Access {
     pub how: Use,
     /// For writing too.
     pub write: bool,
+}
+
+impl Access {
+    /// Whether a grant with these flags, for the domain `granted`, allows this use. `user` is
+    /// given at the first use only: later ones rest on what was checked then. Transitive grants
+    /// are no type that we know.
+    pub(super) fn check(
+        self,
+        gref: GrantRef,
+        user: Option<DomId>,
+        (flags, granted): (u16, DomId),
+    ) -> Result<(), GrantError> {
+        if let Some(caller) = user {
+            let sub_page = if self.how == Use::Copy {
+                0
+            } else {
+                GTF_SUB_PAGE
+            };
+            if flags & (GTF_TYPE_MASK | sub_page) != GTF_PERMIT_ACCESS || granted != caller {
+                return Err(GrantError::NotGranted {
+                    gref,
+                    flags,
+                    granted,
+                    caller,
+                });
+            }
+        }
+        if self.write && flags & GTF_READONLY != 0 {
+            return Err(GrantError::ReadOnly(gref));
+        }
+        Ok(())
+    }
 }
 
 /// The bytes of a page that a grant is about.
