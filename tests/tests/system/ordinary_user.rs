@@ -62,6 +62,8 @@ impl User {
             .arg("--clear-groups")
             .arg(self.at("xm"))
             .args(args)
+            // What this user may use is for the hypervisor to find out.
+            .env_remove("DOMUS_ENGINE")
             .env("HOME", self.home.path())
             .env("DOMUS_RUN_DIR", self.at("run"))
             .current_dir(self.home.path())
