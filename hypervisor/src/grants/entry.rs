@@ -58,16 +58,7 @@ impl Place {
 
     /// Permits `dom` to use `frame`; `false` for a frame that the version cannot name.
     pub(super) fn permit(self, words: &dyn SharedWords, dom: DomId, frame: Mfn) -> bool {
-        match self {
-            Self::V1(at) => {
-                let Ok(short) = u32::try_from(frame.0) else {
-                    return false;
-                };
-                words.store_u64(at, Captured::permit(dom, short).word());
-            }
-            Self::V2 { entry, .. } => entry_v2::write(words, entry, GTF_PERMIT_ACCESS, dom, frame),
-        }
-        true
+        self.restore(words, (GTF_PERMIT_ACCESS, dom, frame))
     }
 
     /// What a plain grant of a whole page says, if this is one: flags without marks, user, frame.
@@ -94,7 +85,7 @@ impl Place {
                 let Ok(short) = u32::try_from(frame.0) else {
                     return false;
                 };
-                let entry = Captured::permit(dom, short).0 | u64::from(flags);
+                let entry = Captured::permit(dom, short).word() | u64::from(flags);
                 words.store_u64(at, entry);
             }
             Self::V2 { entry, .. } => entry_v2::write(words, entry, flags, dom, frame),
